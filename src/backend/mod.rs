@@ -1,0 +1,3 @@
+//! Runs programs.
+
+pub mod cpu;

@@ -1,0 +1,3 @@
+//! The `mtdnn-raw` program.
+
+fn main() {}
