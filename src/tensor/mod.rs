@@ -1,5 +1,15 @@
-//! The tape: what is to be computed, as plain data.
+//! Floor 1: what is to be computed, as plain data. No device, no I/O, no numbers.
+//!
+//! A model records operations on a [`Tape`]; [`Program::training`] appends the backward pass and gives each
+//! value a place in one arena; a backend then walks the [`Program`]. Read `op`, `tape`, `grad`, `plan`.
 
+mod grad;
 mod op;
+mod plan;
+mod shape;
+mod tape;
 
-pub use op::Dropout;
+pub use op::{Access, Activation, Dropout, Op, Sink, TokenIndex, Var};
+pub use plan::{Program, Space, Span};
+pub use shape::{DType, Extents, Rows, Shape};
+pub use tape::{Mode, Origin, Tape, Value};

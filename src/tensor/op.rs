@@ -1,6 +1,20 @@
-//! Operations as plain data.
+//! Operations as plain data: the forward ones, and the backward ones that `grad` appends.
+
+/// A value of a tape: only a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Var(pub(super) u32);
+
+impl Var {
+    /// The value's place in its tape's list of values.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// One dropout site: which elements it drops is a function of (seed, step, site, element) alone.
+///
+/// An element is named by its row's key (a token's place, or the number of a sequence) and its column,
+/// never by where the row lies in the batch, so that any packing drops the same elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// `round(probability * 65536)`; a 16-bit draw below it drops the element. 0 turns the site off.
@@ -13,11 +27,472 @@ impl Dropout {
     /// A site that drops with `probability`, rounded to a 65536th.
     pub fn new(probability: f32, site: u32) -> Self {
         assert!((0.0..1.0).contains(&probability), "dropout probability {probability} is not in [0, 1)");
-        Self { threshold: (probability * 65536.0).round() as u32, site }
+        Self { threshold: ((probability * 65536.0).round() as u32).min(65535), site }
+    }
+
+    /// Whether the site drops anything at all.
+    pub fn is_on(self) -> bool {
+        self.threshold > 0
     }
 
     /// What kept elements are multiplied by: the inverse of the share that is kept.
     pub fn scale(self) -> f32 {
         65536.0 / (65536 - self.threshold) as f32
+    }
+}
+
+/// The function applied to a linear map's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// None.
+    Identity,
+    /// `x * Phi(x)`, by the error function (Hendrycks and Gimpel 2016): BERT's "gelu".
+    Gelu,
+    /// Its tanh approximation: "gelu_new" and "gelu_pytorch_tanh".
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// The pooler's hyperbolic tangent.
+    Tanh,
+}
+
+/// Where a gradient goes: the first use of a value stores its gradient, later uses add to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sink {
+    /// The gradient.
+    pub var: Var,
+    /// Whether to add to what is there.
+    pub add: bool,
+}
+
+/// The indices that say what each packed token is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenIndex {
+    /// Vocabulary ids, u32 `[tokens, 1]`.
+    pub ids: Var,
+    /// Segment types, u32 `[tokens, 1]`.
+    pub types: Var,
+    /// `sequence << 16 | position`, u32 `[tokens, 1]`.
+    pub places: Var,
+    /// Token rows sorted by id, u32 `[tokens, 1]`: the embedding's gradient sums each id's rows in order.
+    pub order: Var,
+    /// First token row of each sequence and the end of the last, u32 `[sequences+1, 1]`.
+    pub starts: Var,
+}
+
+/// One operation. Shapes stand beside each operand; the outputs are operands too.
+///
+/// Matched without a wildcard by [`Op::operands`], by `grad` and by every backend, so that an operation
+/// which one of them does not know does not compile.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `out[t] = word[id] + position[place] + token_type[type]` (Devlin et al. 2018, figure 2).
+    Embedding {
+        /// What each token is.
+        index: TokenIndex,
+        /// `[vocabulary, hidden]`
+        word: Var,
+        /// `[positions, hidden]`
+        position: Var,
+        /// `[types, hidden]`
+        token_type: Var,
+        /// `[tokens, hidden]`
+        out: Var,
+    },
+    /// `out = activation(x * weight^T + bias)`; `before` keeps the activation's argument for the backward pass.
+    Linear {
+        /// `[rows, inputs]`
+        x: Var,
+        /// `[outputs, inputs]`
+        weight: Var,
+        /// `[1, outputs]`
+        bias: Var,
+        /// What follows the sum.
+        activation: Activation,
+        /// `[rows, outputs]`; absent where there is no activation or no backward pass.
+        before: Option<Var>,
+        /// `[rows, outputs]`
+        out: Var,
+    },
+    /// Multi-head self-attention within each sequence (Vaswani et al. 2017, eq. 1), dropout on the probabilities.
+    Attention {
+        /// Queries, keys and values side by side, `[tokens, 3 * hidden]`.
+        qkv: Var,
+        /// `[sequences+1, 1]`
+        starts: Var,
+        /// The number of heads; `hidden / heads` is the head size.
+        heads: usize,
+        /// On the attention probabilities.
+        dropout: Dropout,
+        /// `[tokens, hidden]`
+        context: Var,
+        /// Logarithm of each softmax's denominator, `[tokens, heads]`: all that backward needs of the scores.
+        log_sum_exp: Var,
+    },
+    /// `y = gamma * normalized(dropout(x) + residual) + beta` (Ba et al. 2016), biased variance.
+    AddNorm {
+        /// `[rows, cols]`
+        x: Var,
+        /// `[rows, cols]`
+        residual: Option<Var>,
+        /// `[1, cols]`
+        gamma: Var,
+        /// `[1, cols]`
+        beta: Var,
+        /// Added to the variance, inside the root.
+        epsilon: f32,
+        /// On `x`.
+        dropout: Dropout,
+        /// The rows' keys for the dropout, u32 `[rows, 1]`.
+        keys: Var,
+        /// `[rows, cols]`
+        y: Var,
+        /// `(s - mean(s)) * inverse_std`, `[rows, cols]`
+        normalized: Var,
+        /// `[rows, 1]`
+        inverse_std: Var,
+    },
+    /// `out = x * keep`; its own backward, applied to the gradient.
+    Drop {
+        /// `[rows, cols]`
+        x: Var,
+        /// The rows' keys, u32 `[rows, 1]`; without them a row's key is its number.
+        keys: Option<Var>,
+        /// Which elements.
+        dropout: Dropout,
+        /// `[rows, cols]`
+        out: Var,
+    },
+    /// `out[s] = x[rows[s]]`
+    Gather {
+        /// `[tokens, cols]`
+        x: Var,
+        /// Which rows, u32; the first `out`-rows entries are read.
+        rows: Var,
+        /// `[sequences, cols]`
+        out: Var,
+    },
+    /// Mean of `-log softmax(logits)[label]` over rows (Liu et al. 2019, eq. 6).
+    CrossEntropy {
+        /// `[rows, classes]`
+        logits: Var,
+        /// u32 `[rows, 1]`
+        labels: Var,
+        /// `[1, 1]`
+        loss: Var,
+    },
+    /// Mean of `(target - prediction)^2` over rows (Liu et al. 2019, eq. 7).
+    SquaredError {
+        /// `[rows, 1]`
+        predictions: Var,
+        /// `[rows, 1]`
+        targets: Var,
+        /// `[1, 1]`
+        loss: Var,
+    },
+    /// Mean over groups of `-log softmax(gamma * scores)[positive]` within the group (Liu et al. 2019, eq. 8-9).
+    Ranking {
+        /// `[sequences, 1]`
+        scores: Var,
+        /// First sequence of each group and the end of the last, u32 `[groups+1, 1]`.
+        groups: Var,
+        /// Number of the right candidate within its group, u32 `[groups, 1]`.
+        positives: Var,
+        /// The factor of eq. 9.
+        gamma: f32,
+        /// `[1, 1]`
+        loss: Var,
+    },
+    /// Backward: every element becomes `value`.
+    Fill {
+        /// Any shape.
+        out: Var,
+        /// The number stored.
+        value: f32,
+    },
+    /// Backward: `into += from`.
+    Accumulate {
+        /// Any shape.
+        from: Var,
+        /// The same shape.
+        into: Var,
+    },
+    /// Backward of [`Op::Embedding`].
+    EmbeddingGrad {
+        /// What each token is.
+        index: TokenIndex,
+        /// `[tokens, hidden]`
+        d_out: Var,
+        /// `[vocabulary, hidden]`
+        d_word: Sink,
+        /// `[positions, hidden]`
+        d_position: Sink,
+        /// `[types, hidden]`
+        d_token_type: Sink,
+    },
+    /// Backward of an activation: `d_before = d_after * activation'(before)`.
+    ActivationGrad {
+        /// Which.
+        activation: Activation,
+        /// `[rows, cols]`
+        before: Var,
+        /// `[rows, cols]`
+        d_after: Var,
+        /// `[rows, cols]`
+        d_before: Var,
+    },
+    /// Backward of [`Op::Linear`] towards its input: `d_x = d_out * weight`.
+    LinearInputGrad {
+        /// `[rows, outputs]`, before the activation.
+        d_out: Var,
+        /// `[outputs, inputs]`
+        weight: Var,
+        /// `[rows, inputs]`
+        d_x: Sink,
+    },
+    /// Backward of [`Op::Linear`] towards its parameters: `d_weight = d_out^T * x`, `d_bias = column sums of d_out`.
+    LinearWeightGrad {
+        /// `[rows, outputs]`, before the activation.
+        d_out: Var,
+        /// `[rows, inputs]`
+        x: Var,
+        /// `[outputs, inputs]`
+        d_weight: Sink,
+        /// `[1, outputs]`
+        d_bias: Sink,
+    },
+    /// Backward of [`Op::Attention`]; the probabilities are computed again.
+    AttentionGrad {
+        /// `[tokens, 3 * hidden]`
+        qkv: Var,
+        /// `[sequences+1, 1]`
+        starts: Var,
+        /// As in the forward pass.
+        heads: usize,
+        /// As in the forward pass.
+        dropout: Dropout,
+        /// `[tokens, heads]`
+        log_sum_exp: Var,
+        /// `[tokens, hidden]`
+        d_context: Var,
+        /// `[tokens, 3 * hidden]`
+        d_qkv: Var,
+    },
+    /// Backward of [`Op::AddNorm`].
+    AddNormGrad {
+        /// `[rows, cols]`
+        d_y: Var,
+        /// `[rows, cols]`
+        normalized: Var,
+        /// `[rows, 1]`
+        inverse_std: Var,
+        /// `[1, cols]`
+        gamma: Var,
+        /// As in the forward pass.
+        dropout: Dropout,
+        /// u32 `[rows, 1]`
+        keys: Var,
+        /// `[rows, cols]`
+        d_x: Var,
+        /// `[rows, cols]`
+        d_residual: Option<Sink>,
+        /// `[1, cols]`
+        d_gamma: Sink,
+        /// `[1, cols]`
+        d_beta: Sink,
+    },
+    /// Backward of [`Op::Gather`]: rows that were not gathered get zeros, or nothing where `d_x` adds.
+    GatherGrad {
+        /// `[sequences, cols]`
+        d_out: Var,
+        /// u32
+        rows: Var,
+        /// `[tokens, cols]`
+        d_x: Sink,
+    },
+    /// Backward of [`Op::CrossEntropy`].
+    CrossEntropyGrad {
+        /// `[rows, classes]`
+        logits: Var,
+        /// u32 `[rows, 1]`
+        labels: Var,
+        /// `[1, 1]`
+        d_loss: Var,
+        /// `[rows, classes]`
+        d_logits: Var,
+    },
+    /// Backward of [`Op::SquaredError`].
+    SquaredErrorGrad {
+        /// `[rows, 1]`
+        predictions: Var,
+        /// `[rows, 1]`
+        targets: Var,
+        /// `[1, 1]`
+        d_loss: Var,
+        /// `[rows, 1]`
+        d_predictions: Var,
+    },
+    /// Backward of [`Op::Ranking`].
+    RankingGrad {
+        /// `[sequences, 1]`
+        scores: Var,
+        /// u32 `[groups+1, 1]`
+        groups: Var,
+        /// u32 `[groups, 1]`
+        positives: Var,
+        /// The factor of eq. 9.
+        gamma: f32,
+        /// `[1, 1]`
+        d_loss: Var,
+        /// `[sequences, 1]`
+        d_scores: Var,
+    },
+}
+
+/// What an operation does with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads it.
+    Read,
+    /// Stores every element of it.
+    Write,
+    /// Adds to it.
+    Add,
+}
+
+impl Op {
+    /// The operation's name in print.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embedding { .. } => "embedding",
+            Op::Linear { .. } => "linear",
+            Op::Attention { .. } => "attention",
+            Op::AddNorm { .. } => "add_norm",
+            Op::Drop { .. } => "dropout",
+            Op::Gather { .. } => "gather",
+            Op::CrossEntropy { .. } => "cross_entropy",
+            Op::SquaredError { .. } => "squared_error",
+            Op::Ranking { .. } => "ranking",
+            Op::Fill { .. } => "fill",
+            Op::Accumulate { .. } => "accumulate",
+            Op::EmbeddingGrad { .. } => "embedding_grad",
+            Op::ActivationGrad { .. } => "activation_grad",
+            Op::LinearInputGrad { .. } => "linear_input_grad",
+            Op::LinearWeightGrad { .. } => "linear_weight_grad",
+            Op::AttentionGrad { .. } => "attention_grad",
+            Op::AddNormGrad { .. } => "add_norm_grad",
+            Op::GatherGrad { .. } => "gather_grad",
+            Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
+            Op::SquaredErrorGrad { .. } => "squared_error_grad",
+            Op::RankingGrad { .. } => "ranking_grad",
+        }
+    }
+
+    /// Every operand and what becomes of it, in the order of the fields. The planner lives on this list.
+    pub fn operands(&self) -> Vec<(Access, Var)> {
+        use Access::{Add, Read, Write};
+        let sink = |sink: &Sink| (if sink.add { Add } else { Write }, sink.var);
+        let index = |index: &TokenIndex| {
+            [index.ids, index.types, index.places, index.order, index.starts].map(|var| (Read, var)).to_vec()
+        };
+        match self {
+            Op::Embedding { index: i, word, position, token_type, out } => {
+                let mut list = index(i);
+                list.extend([(Read, *word), (Read, *position), (Read, *token_type), (Write, *out)]);
+                list
+            }
+            Op::Linear { x, weight, bias, activation: _, before, out } => {
+                let mut list = vec![(Read, *x), (Read, *weight), (Read, *bias)];
+                list.extend(before.map(|var| (Write, var)));
+                list.push((Write, *out));
+                list
+            }
+            Op::Attention { qkv, starts, heads: _, dropout: _, context, log_sum_exp } => {
+                vec![(Read, *qkv), (Read, *starts), (Write, *context), (Write, *log_sum_exp)]
+            }
+            Op::AddNorm {
+                x,
+                residual,
+                gamma,
+                beta,
+                epsilon: _,
+                dropout: _,
+                keys,
+                y,
+                normalized,
+                inverse_std,
+            } => {
+                let mut list = vec![(Read, *x)];
+                list.extend(residual.map(|var| (Read, var)));
+                list.extend([(Read, *gamma), (Read, *beta), (Read, *keys)]);
+                list.extend([(Write, *y), (Write, *normalized), (Write, *inverse_std)]);
+                list
+            }
+            Op::Drop { x, keys, dropout: _, out } => {
+                let mut list = vec![(Read, *x)];
+                list.extend(keys.map(|var| (Read, var)));
+                list.push((Write, *out));
+                list
+            }
+            Op::Gather { x, rows, out } => vec![(Read, *x), (Read, *rows), (Write, *out)],
+            Op::CrossEntropy { logits, labels, loss } => {
+                vec![(Read, *logits), (Read, *labels), (Write, *loss)]
+            }
+            Op::SquaredError { predictions, targets, loss } => {
+                vec![(Read, *predictions), (Read, *targets), (Write, *loss)]
+            }
+            Op::Ranking { scores, groups, positives, gamma: _, loss } => {
+                vec![(Read, *scores), (Read, *groups), (Read, *positives), (Write, *loss)]
+            }
+            Op::Fill { out, value: _ } => vec![(Write, *out)],
+            Op::Accumulate { from, into } => vec![(Read, *from), (Add, *into)],
+            Op::EmbeddingGrad { index: i, d_out, d_word, d_position, d_token_type } => {
+                let mut list = index(i);
+                list.extend([(Read, *d_out), sink(d_word), sink(d_position), sink(d_token_type)]);
+                list
+            }
+            Op::ActivationGrad { activation: _, before, d_after, d_before } => {
+                vec![(Read, *before), (Read, *d_after), (Write, *d_before)]
+            }
+            Op::LinearInputGrad { d_out, weight, d_x } => {
+                vec![(Read, *d_out), (Read, *weight), sink(d_x)]
+            }
+            Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
+                vec![(Read, *d_out), (Read, *x), sink(d_weight), sink(d_bias)]
+            }
+            Op::AttentionGrad { qkv, starts, heads: _, dropout: _, log_sum_exp, d_context, d_qkv } => {
+                vec![(Read, *qkv), (Read, *starts), (Read, *log_sum_exp), (Read, *d_context), (Write, *d_qkv)]
+            }
+            Op::AddNormGrad {
+                d_y,
+                normalized,
+                inverse_std,
+                gamma,
+                dropout: _,
+                keys,
+                d_x,
+                d_residual,
+                d_gamma,
+                d_beta,
+            } => {
+                let mut list = [*d_y, *normalized, *inverse_std, *gamma, *keys].map(|v| (Read, v)).to_vec();
+                list.push((Write, *d_x));
+                list.extend(d_residual.as_ref().map(sink));
+                list.extend([sink(d_gamma), sink(d_beta)]);
+                list
+            }
+            Op::GatherGrad { d_out, rows, d_x } => vec![(Read, *d_out), (Read, *rows), sink(d_x)],
+            Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
+                vec![(Read, *logits), (Read, *labels), (Read, *d_loss), (Write, *d_logits)]
+            }
+            Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
+                vec![(Read, *predictions), (Read, *targets), (Read, *d_loss), (Write, *d_predictions)]
+            }
+            Op::RankingGrad { scores, groups, positives, gamma: _, d_loss, d_scores } => {
+                let mut list = [*scores, *groups, *positives, *d_loss].map(|var| (Read, var)).to_vec();
+                list.push((Write, *d_scores));
+                list
+            }
+        }
     }
 }

@@ -1,0 +1,124 @@
+//! Shapes: every value is a row-major matrix whose row count is a number or one of a batch's extents.
+
+use std::fmt;
+
+/// How many tokens, sequences and groups a batch holds, or a program has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extents {
+    /// Packed tokens, special ones included.
+    pub tokens: usize,
+    /// Sequences: one for each text or pair.
+    pub sequences: usize,
+    /// Groups: one for each example; a ranking example groups the sequences of its candidates.
+    pub groups: usize,
+}
+
+impl Extents {
+    /// Whether a batch of this size fits a program planned for `capacity`.
+    pub fn fit(&self, capacity: &Extents) -> bool {
+        self.tokens <= capacity.tokens
+            && self.sequences <= capacity.sequences
+            && self.groups <= capacity.groups
+    }
+
+    /// The larger of each extent.
+    pub fn max(&self, other: &Extents) -> Extents {
+        Extents {
+            tokens: self.tokens.max(other.tokens),
+            sequences: self.sequences.max(other.sequences),
+            groups: self.groups.max(other.groups),
+        }
+    }
+}
+
+/// The number of rows of a value: known when it is recorded, or bound by the batch at run time.
+///
+/// A program is planned once for the largest batch and run on any smaller one, so one program serves
+/// every step of a task; rows beyond the batch are neither read nor written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// As many as recorded.
+    Fixed(usize),
+    /// One a token.
+    Tokens,
+    /// One a sequence.
+    Sequences,
+    /// One a sequence and one more: where each sequence starts, and the end of the last.
+    SequenceStarts,
+    /// One a group.
+    Groups,
+    /// One a group and one more: the first sequence of each group, and the end of the last.
+    GroupStarts,
+}
+
+impl Rows {
+    /// The number of rows in a batch of `extents`.
+    pub fn count(self, extents: &Extents) -> usize {
+        match self {
+            Rows::Fixed(rows) => rows,
+            Rows::Tokens => extents.tokens,
+            Rows::Sequences => extents.sequences,
+            Rows::SequenceStarts => extents.sequences + 1,
+            Rows::Groups => extents.groups,
+            Rows::GroupStarts => extents.groups + 1,
+        }
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rows::Fixed(rows) => write!(f, "{rows}"),
+            Rows::Tokens => f.write_str("tokens"),
+            Rows::Sequences => f.write_str("sequences"),
+            Rows::SequenceStarts => f.write_str("sequences+1"),
+            Rows::Groups => f.write_str("groups"),
+            Rows::GroupStarts => f.write_str("groups+1"),
+        }
+    }
+}
+
+/// Rows and columns of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The number of rows.
+    pub rows: Rows,
+    /// The number of columns, contiguous in memory.
+    pub cols: usize,
+}
+
+impl Shape {
+    /// A shape of `rows` by `cols`.
+    pub fn new(rows: Rows, cols: usize) -> Self {
+        Self { rows, cols }
+    }
+
+    /// The number of elements in a batch of `extents`.
+    pub fn len(&self, extents: &Extents) -> usize {
+        self.rows.count(extents) * self.cols
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.rows, self.cols)
+    }
+}
+
+/// What an element is. Both kinds take four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// A 32-bit float.
+    F32,
+    /// A 32-bit index, label or place.
+    U32,
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::U32 => "u32",
+        })
+    }
+}
