@@ -1,0 +1,211 @@
+//! BERT's encoder (Devlin et al. 2018): embeddings, post-norm transformer layers, pooler.
+
+use super::config::{BertConfig, HiddenAct};
+use super::parameters::{Init, ParameterTable};
+use crate::tensor::{Activation, Dropout, Tape, TokenIndex, Var};
+
+/// The encoder's layers, as offsets into the flat parameter buffer.
+#[derive(Clone, Debug)]
+pub struct Bert {
+    config: BertConfig,
+    word: Table,
+    position: Table,
+    token_type: Table,
+    norm: Norm,
+    layers: Vec<Layer>,
+    pooler: Linear,
+}
+
+/// What the encoder records.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// The embeddings' output and then each layer's, `[tokens, hidden]`.
+    pub hidden_states: Vec<Var>,
+}
+
+impl Encoded {
+    /// The last layer's output, `[tokens, hidden]`.
+    pub fn last_hidden_state(&self) -> Var {
+        *self.hidden_states.last().expect("the embeddings at least")
+    }
+}
+
+impl Bert {
+    /// Enters the encoder's parameters into the table under their Hugging Face names.
+    pub fn new(config: &BertConfig, table: &mut ParameterTable) -> Self {
+        let hidden = config.hidden_size;
+        let deviation = config.initializer_range as f32;
+        let weight = Init::TruncatedNormal(deviation);
+        let mut embedding = |name: &str, rows: usize| {
+            let name = format!("embeddings.{name}_embeddings.weight");
+            Table { offset: table.add(&name, &[rows, hidden], weight), name, rows }
+        };
+        let word = embedding("word", config.vocab_size);
+        let position = embedding("position", config.max_position_embeddings);
+        let token_type = embedding("token_type", config.type_vocab_size);
+        let norm = Norm::new(table, "embeddings.LayerNorm", hidden);
+        let layers = (0..config.num_hidden_layers).map(|i| Layer::new(table, i, config)).collect();
+        let pooler = Linear::new(table, "pooler.dense", hidden, hidden, deviation);
+        Self { config: config.clone(), word, position, token_type, norm, layers, pooler }
+    }
+
+    /// The sizes the encoder was made for.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Records the embeddings and all layers.
+    pub fn encode(&self, tape: &mut Tape, index: TokenIndex) -> Encoded {
+        let hidden = self.config.hidden_size;
+        let tables = [&self.word, &self.position, &self.token_type]
+            .map(|table| tape.parameter(&table.name, table.offset, table.rows, hidden));
+        let sum = tape.embedding(index, tables[0], tables[1], tables[2]);
+        let off = tape.dropout_site(0.0);
+        let normed = self.norm.record(tape, sum, None, off, index.places, &self.config);
+        let dropout = tape.dropout_site(self.config.hidden_dropout_prob as f32);
+        let mut x = tape.drop(normed, Some(index.places), dropout);
+        let mut hidden_states = vec![x];
+        for layer in &self.layers {
+            x = layer.record(tape, x, index, &self.config);
+            hidden_states.push(x);
+        }
+        Encoded { hidden_states }
+    }
+
+    /// Records the pooler: `tanh` of a linear map of each sequence's first token, `[sequences, hidden]`.
+    pub fn pool(&self, tape: &mut Tape, encoded: &Encoded, index: TokenIndex) -> Var {
+        let first = tape.gather_first(encoded.last_hidden_state(), index.starts);
+        self.pooler.record(tape, first, Activation::Tanh)
+    }
+}
+
+/// An affine map `[rows, inputs] -> [rows, outputs]`.
+#[derive(Clone, Debug)]
+pub(super) struct Linear {
+    name: String,
+    weight: usize,
+    bias: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Linear {
+    pub(super) fn new(
+        table: &mut ParameterTable,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        deviation: f32,
+    ) -> Self {
+        let init = Init::TruncatedNormal(deviation);
+        let weight = table.add(format!("{name}.weight"), &[outputs, inputs], init);
+        let bias = table.add(format!("{name}.bias"), &[outputs], Init::Zeros);
+        Self { name: name.to_string(), weight, bias, inputs, outputs }
+    }
+
+    pub(super) fn record(&self, tape: &mut Tape, x: Var, activation: Activation) -> Var {
+        let weight =
+            tape.parameter(&format!("{}.weight", self.name), self.weight, self.outputs, self.inputs);
+        let bias = tape.parameter(&format!("{}.bias", self.name), self.bias, 1, self.outputs);
+        tape.linear(x, weight, bias, activation)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Table {
+    name: String,
+    offset: usize,
+    rows: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Norm {
+    name: String,
+    gamma: usize,
+    beta: usize,
+    cols: usize,
+}
+
+impl Norm {
+    fn new(table: &mut ParameterTable, name: &str, cols: usize) -> Self {
+        let gamma = table.add(format!("{name}.weight"), &[cols], Init::Ones);
+        let beta = table.add(format!("{name}.bias"), &[cols], Init::Zeros);
+        Self { name: name.to_string(), gamma, beta, cols }
+    }
+
+    fn record(
+        &self,
+        tape: &mut Tape,
+        x: Var,
+        residual: Option<Var>,
+        dropout: Dropout,
+        keys: Var,
+        config: &BertConfig,
+    ) -> Var {
+        let gamma = tape.parameter(&format!("{}.weight", self.name), self.gamma, 1, self.cols);
+        let beta = tape.parameter(&format!("{}.bias", self.name), self.beta, 1, self.cols);
+        tape.add_norm(x, residual, gamma, beta, config.layer_norm_eps as f32, dropout, keys)
+    }
+}
+
+/// One transformer layer: attention, then a feed-forward network, each added to its input and normed.
+#[derive(Clone, Debug)]
+struct Layer {
+    qkv: Linear,
+    attention_output: Linear,
+    attention_norm: Norm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: Norm,
+}
+
+impl Layer {
+    fn new(table: &mut ParameterTable, number: usize, config: &BertConfig) -> Self {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let deviation = config.initializer_range as f32;
+        let prefix = format!("encoder.layer.{number}");
+        // Query, key and value stand side by side in the buffer, weights and then biases, so that one
+        // product of 3 * hidden outputs computes all three.
+        let parts = ["query", "key", "value"].map(|part| format!("{prefix}.attention.self.{part}"));
+        let weights = parts.each_ref().map(|part| {
+            table.add(format!("{part}.weight"), &[hidden, hidden], Init::TruncatedNormal(deviation))
+        });
+        let biases = parts.each_ref().map(|part| table.add(format!("{part}.bias"), &[hidden], Init::Zeros));
+        let qkv = Linear {
+            name: format!("{prefix}.attention.self.qkv"),
+            weight: weights[0],
+            bias: biases[0],
+            inputs: hidden,
+            outputs: 3 * hidden,
+        };
+        let mut linear = |name: &str, inputs, outputs| {
+            Linear::new(table, &format!("{prefix}.{name}"), inputs, outputs, deviation)
+        };
+        let attention_output = linear("attention.output.dense", hidden, hidden);
+        let intermediate = linear("intermediate.dense", hidden, wide);
+        let output = linear("output.dense", wide, hidden);
+        let attention_norm = Norm::new(table, &format!("{prefix}.attention.output.LayerNorm"), hidden);
+        let output_norm = Norm::new(table, &format!("{prefix}.output.LayerNorm"), hidden);
+        Self { qkv, attention_output, attention_norm, intermediate, output, output_norm }
+    }
+
+    /// `[tokens, hidden]` to `[tokens, hidden]`.
+    fn record(&self, tape: &mut Tape, x: Var, index: TokenIndex, config: &BertConfig) -> Var {
+        let dropout = config.hidden_dropout_prob as f32;
+        let qkv = self.qkv.record(tape, x, Activation::Identity);
+        let on_probabilities = tape.dropout_site(config.attention_probs_dropout_prob as f32);
+        let context = tape.attention(qkv, index.starts, config.num_attention_heads, on_probabilities);
+        let attended = self.attention_output.record(tape, context, Activation::Identity);
+        let site = tape.dropout_site(dropout);
+        let activation = match config.hidden_act {
+            HiddenAct::Gelu => Activation::Gelu,
+            HiddenAct::GeluNew => Activation::GeluTanh,
+            HiddenAct::Relu => Activation::Relu,
+        };
+        let h = self.attention_norm.record(tape, attended, Some(x), site, index.places, config);
+        let wide = self.intermediate.record(tape, h, activation);
+        let narrow = self.output.record(tape, wide, Activation::Identity);
+        let site = tape.dropout_site(dropout);
+        self.output_norm.record(tape, narrow, Some(h), site, index.places, config)
+    }
+}

@@ -1,0 +1,225 @@
+//! Model directories: Hugging Face's layout, and `mtdnn.json` beside it.
+//!
+//! `transformers` loads the encoder of such a directory as it stands; the heads lie in the same
+//! `model.safetensors` under `heads.<task>.`, and `mtdnn.json` says what they answer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{BertConfig, ConfigError};
+use super::model::Model;
+use super::weights::{self, Expected, Report, WeightsError};
+use crate::data::{DataError, TaskSpec, Tokenizer};
+
+/// What `mtdnn.json` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// The version of this file's layout.
+    pub format: u32,
+    /// The program that wrote it.
+    pub engine: String,
+    /// The longest sequence the model was trained on, in tokens.
+    pub max_length: usize,
+    /// The tasks in the order of their heads.
+    pub tasks: Vec<TaskSpec>,
+}
+
+/// The layout that this version reads and writes.
+const FORMAT: u32 = 1;
+const DESCRIPTION: &str = "mtdnn.json";
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+
+/// A model directory that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// No directory.
+    #[error("{}: no such model directory; it should hold config.json, model.safetensors and vocab.txt", path.display())]
+    Missing {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// `config.json` is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `model.safetensors` is wrong.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The vocabulary is wrong.
+    #[error(transparent)]
+    Vocabulary(#[from] DataError),
+    /// The vocabulary and the embedding are of two sizes.
+    #[error(
+        "{}: the vocabulary has {tokens} tokens, but config.json gives the word embedding {rows} rows; \
+         take vocab.txt and config.json from the same model",
+        path.display()
+    )]
+    Mismatch {
+        /// The directory.
+        path: PathBuf,
+        /// Tokens of the vocabulary.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// `mtdnn.json` is absent where tasks are needed.
+    #[error(
+        "{}: no mtdnn.json, so it is an encoder without task heads; train it on tasks first: \
+         mtdnn-raw train --init {}",
+        path.display(),
+        path.display()
+    )]
+    NoTasks {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `mtdnn.json` is wrong.
+    #[error("{}: {problem}", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file could not be written.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A directory's encoder: its sizes and its vocabulary, checked against each other.
+pub fn read_encoder(directory: &Path) -> Result<(BertConfig, Tokenizer), DirectoryError> {
+    if !directory.is_dir() {
+        return Err(DirectoryError::Missing { path: directory.to_path_buf() });
+    }
+    let config = BertConfig::from_file(&directory.join(CONFIG))?;
+    let tokenizer = Tokenizer::from_directory(directory)?;
+    // Embeddings are often padded with unused rows; a token without a row is what cannot be.
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    if tokens > rows {
+        return Err(DirectoryError::Mismatch { path: directory.to_path_buf(), tokens, rows });
+    }
+    Ok((config, tokenizer))
+}
+
+/// A directory's tasks; `None` for an encoder alone.
+pub fn read_description(directory: &Path) -> Result<Option<Description>, DirectoryError> {
+    let path = directory.join(DESCRIPTION);
+    let problem = |problem: String| DirectoryError::Description { path: path.clone(), problem };
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(problem(format!("cannot be read: {error}"))),
+    };
+    let description: Description =
+        serde_json::from_str(&text).map_err(|error| problem(format!("not a description of tasks: {error}")))?;
+    if description.format != FORMAT {
+        let found = description.format;
+        return Err(problem(format!("format {found}; this version reads format {FORMAT}")));
+    }
+    for task in &description.tasks {
+        task.validate()?;
+    }
+    Ok(Some(description))
+}
+
+/// As [`read_description`], for a directory that must have tasks.
+pub fn require_description(directory: &Path) -> Result<Description, DirectoryError> {
+    if !directory.is_dir() {
+        return Err(DirectoryError::Missing { path: directory.to_path_buf() });
+    }
+    read_description(directory)?.ok_or_else(|| DirectoryError::NoTasks { path: directory.to_path_buf() })
+}
+
+/// What became of a model's parameters on loading.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Matched, missing and unexpected names.
+    pub report: Report,
+    /// Parameters that the directory has not and that were initialised.
+    pub initialised: Vec<String>,
+}
+
+/// Reads a model's parameters into `values`, the flat parameter buffer.
+///
+/// Encoder tensors must be there. The pooler, and heads of tasks that the directory's `mtdnn.json` does not
+/// describe in the same way, are initialised from `seed` where they are missing; with `all` that is an error.
+pub fn load_parameters(
+    directory: &Path,
+    model: &Model,
+    seed: u64,
+    all: bool,
+    values: &mut [f32],
+) -> Result<Loaded, DirectoryError> {
+    let described = read_description(directory)?.map_or(Vec::new(), |description| description.tasks);
+    let same_head = |name: &str| {
+        let task = model.tasks().iter().find(|task| name.starts_with(&format!("heads.{}.", task.name)));
+        task.is_some_and(|task| {
+            described.iter().any(|other| {
+                other.name == task.name && other.kind == task.kind && other.labels == task.labels
+            })
+        })
+    };
+    let parameters = model.parameters().parameters();
+    let (asked, fresh): (Vec<_>, Vec<_>) = parameters
+        .iter()
+        .partition(|parameter| !parameter.name.starts_with("heads.") || all || same_head(&parameter.name));
+    let expected: Vec<Expected> = asked
+        .iter()
+        .map(|parameter| Expected {
+            name: parameter.name.clone(),
+            shape: parameter.shape.clone(),
+            required: all || !parameter.name.starts_with("pooler."),
+        })
+        .collect();
+    let report = weights::load(&directory.join(WEIGHTS), &expected, |index, tensor| {
+        values[asked[index].range()].copy_from_slice(tensor);
+    })?;
+    let absent = asked.iter().filter(|parameter| report.missing.contains(&parameter.name));
+    let mut initialised = Vec::new();
+    for parameter in absent.chain(&fresh) {
+        model.parameters().initialise(parameter, seed, &mut values[parameter.range()]);
+        initialised.push(parameter.name.clone());
+    }
+    Ok(Loaded { report, initialised })
+}
+
+/// Writes a whole model directory's files into `directory`, which exists.
+pub fn save(
+    directory: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    values: &[f32],
+) -> Result<(), DirectoryError> {
+    model.config().save(&directory.join(CONFIG))?;
+    tokenizer.save(directory)?;
+    let description = Description {
+        format: FORMAT,
+        engine: format!("mtdnn-raw {}", env!("CARGO_PKG_VERSION")),
+        max_length,
+        tasks: model.tasks().to_vec(),
+    };
+    let path = directory.join(DESCRIPTION);
+    let text = serde_json::to_string_pretty(&description).expect("plain data") + "\n";
+    fs::write(&path, text).map_err(|source| DirectoryError::Write { path, source })?;
+    let tensors: Vec<_> = model
+        .parameters()
+        .parameters()
+        .iter()
+        .map(|parameter| (parameter.name.clone(), parameter.shape.clone(), &values[parameter.range()]))
+        .collect();
+    weights::save(&directory.join(WEIGHTS), &tensors, &[])?;
+    Ok(())
+}
+
+/// The bytes that [`save`] writes, nearly.
+pub fn bytes_of(model: &Model, tokenizer: &Tokenizer) -> u64 {
+    model.parameters().count() as u64 * 4 + tokenizer.vocab_size() as u64 * 64 + (1 << 16)
+}

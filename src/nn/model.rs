@@ -1,0 +1,179 @@
+//! MT-DNN: one encoder, one head a task, and the programs that train and run them.
+
+use std::ops::Range;
+
+use super::bert::{Bert, Encoded};
+use super::config::BertConfig;
+use super::heads::{Answers, Head};
+use super::parameters::ParameterTable;
+use crate::backend::{Backend, BackendError};
+use crate::data::{Batch, TaskSpec};
+use crate::tensor::{DType, Extents, Mode, Program, Rows, Tape, TokenIndex, Var};
+
+/// The shape of a multi-task model; its numbers lie in a backend's parameter buffer.
+#[derive(Clone, Debug)]
+pub struct Model {
+    bert: Bert,
+    tasks: Vec<TaskSpec>,
+    heads: Vec<Head>,
+    parameters: ParameterTable,
+    encoder: Range<usize>,
+    head_ranges: Vec<Range<usize>>,
+}
+
+/// A program with the places of what a batch brings and what comes out.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The planned computation.
+    pub program: Program,
+    /// The loss `[1, 1]` in training, else each asked task's logits `[sequences, outputs]`.
+    pub outputs: Vec<Var>,
+    /// Hidden states where they were asked for: the embeddings' and each layer's, `[tokens, hidden]`.
+    pub hidden_states: Vec<Var>,
+    /// `[sequences, hidden]`, where it was asked for.
+    pub pooled: Option<Var>,
+    index: TokenIndex,
+    answers: Option<Answers>,
+}
+
+impl Model {
+    /// Lays out the encoder and a head for each task.
+    pub fn new(config: &BertConfig, tasks: &[TaskSpec]) -> Self {
+        let mut parameters = ParameterTable::default();
+        let bert = Bert::new(config, &mut parameters);
+        parameters.align();
+        let encoder = 0..parameters.len();
+        let mut heads = Vec::new();
+        let mut head_ranges = Vec::new();
+        for task in tasks {
+            let start = parameters.len();
+            heads.push(Head::new(
+                &mut parameters,
+                task,
+                config.hidden_size,
+                config.initializer_range as f32,
+            ));
+            parameters.align();
+            head_ranges.push(start..parameters.len());
+        }
+        Self { bert, tasks: tasks.to_vec(), heads, parameters, encoder, head_ranges }
+    }
+
+    /// The encoder's sizes.
+    pub fn config(&self) -> &BertConfig {
+        self.bert.config()
+    }
+
+    /// The tasks in the order of their heads.
+    pub fn tasks(&self) -> &[TaskSpec] {
+        &self.tasks
+    }
+
+    /// Every parameter's name, shape and place.
+    pub fn parameters(&self) -> &ParameterTable {
+        &self.parameters
+    }
+
+    /// The encoder's elements of the flat buffers.
+    pub fn encoder_range(&self) -> Range<usize> {
+        self.encoder.clone()
+    }
+
+    /// The elements of the flat buffers that belong to a task's head.
+    pub fn head_range(&self, task: usize) -> Range<usize> {
+        self.head_ranges[task].clone()
+    }
+
+    /// The training step of one task: encoder, head, loss and the backward pass.
+    ///
+    /// The loss is scaled by `scale`; with `accumulate` gradients add to those of earlier runs.
+    pub fn training(&self, task: usize, capacity: Extents, scale: f32, accumulate: bool) -> Recorded {
+        let mut tape = Tape::new(Mode::Training);
+        let index = token_index(&mut tape);
+        let answers = Answers::record(&mut tape);
+        let encoded = self.bert.encode(&mut tape, index);
+        let pooled = self.bert.pool(&mut tape, &encoded, index);
+        let logits = self.heads[task].logits(&mut tape, pooled);
+        let loss = self.heads[task].loss(&mut tape, logits, &answers);
+        let program = Program::training(tape, loss, scale, accumulate, capacity);
+        Recorded {
+            program,
+            outputs: vec![loss],
+            hidden_states: Vec::new(),
+            pooled: None,
+            index,
+            answers: Some(answers),
+        }
+    }
+
+    /// The answers of several tasks from one pass of the encoder.
+    pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
+        let (mut tape, index, encoded) = self.encoder_for_inference();
+        let pooled = self.bert.pool(&mut tape, &encoded, index);
+        let outputs: Vec<Var> =
+            tasks.iter().map(|&task| self.heads[task].logits(&mut tape, pooled)).collect();
+        let program = Program::inference(tape, &outputs, capacity);
+        Recorded { program, outputs, hidden_states: Vec::new(), pooled: None, index, answers: None }
+    }
+
+    /// Token vectors and the pooled vector; with `all_layers` every layer's token vectors.
+    pub fn encoding(&self, all_layers: bool, capacity: Extents) -> Recorded {
+        let (mut tape, index, encoded) = self.encoder_for_inference();
+        let pooled = self.bert.pool(&mut tape, &encoded, index);
+        let hidden_states = match all_layers {
+            true => encoded.hidden_states,
+            false => vec![encoded.last_hidden_state()],
+        };
+        let mut outputs = hidden_states.clone();
+        outputs.push(pooled);
+        let program = Program::inference(tape, &outputs, capacity);
+        Recorded { program, outputs: Vec::new(), hidden_states, pooled: Some(pooled), index, answers: None }
+    }
+
+    fn encoder_for_inference(&self) -> (Tape, TokenIndex, Encoded) {
+        let mut tape = Tape::new(Mode::Inference);
+        let index = token_index(&mut tape);
+        let encoded = self.bert.encode(&mut tape, index);
+        (tape, index, encoded)
+    }
+}
+
+impl Recorded {
+    /// Writes what the program reads of a batch to its places.
+    pub fn write(&self, backend: &mut dyn Backend, batch: &Batch) -> Result<(), BackendError> {
+        let extents = extents(batch);
+        let mut write = |var: Var, bytes: &[u8]| {
+            if !self.program.uses(var) {
+                return Ok(());
+            }
+            backend.write(self.program.span(var, &extents), bytes)
+        };
+        write(self.index.ids, bytemuck::cast_slice(&batch.ids))?;
+        write(self.index.types, bytemuck::cast_slice(&batch.types))?;
+        write(self.index.places, bytemuck::cast_slice(&batch.places))?;
+        write(self.index.order, bytemuck::cast_slice(&batch.order))?;
+        write(self.index.starts, bytemuck::cast_slice(&batch.starts))?;
+        if let Some(answers) = &self.answers {
+            write(answers.labels, bytemuck::cast_slice(&batch.labels))?;
+            write(answers.targets, bytemuck::cast_slice(&batch.targets))?;
+            write(answers.groups, bytemuck::cast_slice(&batch.groups))?;
+            write(answers.positives, bytemuck::cast_slice(&batch.labels))?;
+        }
+        Ok(())
+    }
+}
+
+/// The extents of a batch.
+pub fn extents(batch: &Batch) -> Extents {
+    Extents { tokens: batch.tokens(), sequences: batch.sequences(), groups: batch.examples() }
+}
+
+fn token_index(tape: &mut Tape) -> TokenIndex {
+    TokenIndex {
+        ids: tape.input("ids", DType::U32, Rows::Tokens, 1),
+        types: tape.input("types", DType::U32, Rows::Tokens, 1),
+        places: tape.input("places", DType::U32, Rows::Tokens, 1),
+        order: tape.input("order", DType::U32, Rows::Tokens, 1),
+        starts: tape.input("starts", DType::U32, Rows::SequenceStarts, 1),
+    }
+}

@@ -1,0 +1,218 @@
+//! The run file: everything a run is made of, each key with a default.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::ScheduleKind;
+use crate::backend::Rule;
+use crate::nn::BertConfig;
+
+/// What a run trains, on what, and how. Read from TOML, completed by flags, saved as it was resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run directory.
+    pub output: PathBuf,
+    /// The key of every random draw.
+    pub seed: u64,
+    /// Where the encoder comes from.
+    pub model: ModelConfig,
+    /// How it is trained.
+    pub train: TrainConfig,
+    /// The tasks, in the order of their heads.
+    #[serde(rename = "task", skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<crate::data::TaskEntry>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            output: PathBuf::from("runs/mtdnn"),
+            seed: 2018,
+            model: ModelConfig::default(),
+            train: TrainConfig::default(),
+            tasks: Vec::new(),
+        }
+    }
+}
+
+/// Where the encoder comes from: a directory, or sizes for a new one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A model directory in Hugging Face layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// The vocabulary of a new model: a directory with `vocab.txt` or `tokenizer.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<PathBuf>,
+    /// The sizes of a new model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<BertConfig>,
+}
+
+/// How a model is trained. The defaults are the paper's (Liu et al. 2019, section 5.2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over all tasks' examples.
+    pub epochs: u32,
+    /// Stop after this many updates, whatever the epoch; 0 for no such limit.
+    pub max_steps: u64,
+    /// Examples a batch.
+    pub batch_size: usize,
+    /// Batches whose gradients are summed before an update.
+    pub accumulation: u32,
+    /// The schedule's peak.
+    pub learning_rate: f64,
+    /// The update rule.
+    pub optimizer: Rule,
+    /// Decay of matrices, not of biases and norms.
+    pub weight_decay: f32,
+    /// The course of the learning rate.
+    pub schedule: ScheduleKind,
+    /// The share of all updates in which the learning rate rises.
+    pub warmup: f64,
+    /// The global gradient norm above which gradients are scaled down; 0 for no limit.
+    pub clip: f32,
+    /// The longest sequence in tokens.
+    pub max_length: usize,
+    /// The encoder's dropout, in place of its configuration's two values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// What becomes of the heads of other tasks in a step.
+    pub other_heads: OtherHeads,
+    /// When the dev sets are measured.
+    pub eval: EvalEvery,
+    /// Evaluations without a better mean before training stops; 0 to train to the end.
+    pub patience: u32,
+    /// Updates between two checkpoints; 0 for one at the end of each epoch alone.
+    pub checkpoint_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 5,
+            max_steps: 0,
+            batch_size: 32,
+            accumulation: 1,
+            learning_rate: 5e-5,
+            optimizer: Rule::Adamax,
+            weight_decay: 0.0,
+            schedule: ScheduleKind::Linear,
+            warmup: 0.1,
+            clip: 1.0,
+            max_length: 512,
+            dropout: None,
+            other_heads: OtherHeads::Skip,
+            eval: EvalEvery::Epoch,
+            patience: 0,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+/// What a step does to the heads of tasks that are not in its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OtherHeads {
+    /// Nothing: they and their moments stay as they are.
+    Skip,
+    /// What the reference does: from its first own batch on, a head is updated at every step, with a
+    /// gradient of zero where the batch is another task's.
+    ZeroGradient,
+}
+
+/// When the dev sets are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum EvalEvery {
+    /// After each epoch.
+    Epoch,
+    /// Never; the last model is the result.
+    Never,
+    /// After every so many updates, and after each epoch.
+    Steps(u64),
+}
+
+impl std::str::FromStr for EvalEvery {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "epoch" => Ok(Self::Epoch),
+            "never" => Ok(Self::Never),
+            steps => match steps.parse() {
+                Ok(steps) if steps > 0 => Ok(Self::Steps(steps)),
+                _ => Err(format!("{text:?} is not epoch, never or a number of steps above 0")),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for EvalEvery {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<EvalEvery> for String {
+    fn from(every: EvalEvery) -> String {
+        match every {
+            EvalEvery::Epoch => "epoch".to_string(),
+            EvalEvery::Never => "never".to_string(),
+            EvalEvery::Steps(steps) => steps.to_string(),
+        }
+    }
+}
+
+/// A value of the run file that cannot be trained with.
+#[derive(Debug, thiserror::Error)]
+#[error("train.{field}: {problem}")]
+pub struct ConfigValueError {
+    field: &'static str,
+    problem: String,
+}
+
+impl TrainConfig {
+    /// Checks every number's range.
+    pub fn validate(&self) -> Result<(), ConfigValueError> {
+        let fail = |field, problem: String| Err(ConfigValueError { field, problem });
+        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
+            let problem = format!("{} is not a number of at least 0; 5e-5 is usual", self.learning_rate);
+            return fail("learning_rate", problem);
+        }
+        if self.epochs == 0 {
+            return fail("epochs", "0 epochs train nothing; give 1 or more".into());
+        }
+        if self.batch_size == 0 {
+            return fail("batch_size", "0 examples are no batch; 32 is usual".into());
+        }
+        if self.accumulation == 0 {
+            return fail("accumulation", "give 1 to update after every batch".into());
+        }
+        if !(0.0..=1.0).contains(&self.warmup) {
+            return fail("warmup", format!("{} is not a share in [0, 1]", self.warmup));
+        }
+        if !(self.clip.is_finite() && self.clip >= 0.0) {
+            return fail("clip", format!("{} is not a norm of at least 0; 0 clips nothing", self.clip));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return fail("weight_decay", format!("{} is not a number of at least 0", self.weight_decay));
+        }
+        if self.max_length < 4 {
+            let problem = format!("{}: a pair needs room for [CLS] a [SEP] and [SEP]; give 4 or more", self.max_length);
+            return fail("max_length", problem);
+        }
+        if let Some(dropout) = self.dropout
+            && !(0.0..1.0).contains(&dropout)
+        {
+            return fail("dropout", format!("{dropout} is not a probability in [0, 1)"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! Measuring a model: predictions for a whole set, and the metrics of a task.
+
+use super::metrics;
+use crate::backend::{Backend, BackendError, StepScalars};
+use crate::data::sampler::evaluation_batches;
+use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, TaskSpec};
+use crate::nn::{Model, Recorded, extents};
+use crate::tensor::Extents;
+
+/// Tokens of an evaluation batch, unless a single example is longer.
+pub const EVALUATION_TOKENS: usize = 4096;
+
+/// The figures of one task on one set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The task's number in the model.
+    pub task: usize,
+    /// The set's name: `dev`, or `dev_matched` where there are several.
+    pub split: String,
+    /// The number of examples measured.
+    pub examples: usize,
+    /// The task's metrics, the main one first. Shares and correlations, at most 1.
+    pub metrics: Vec<(MetricKind, f64)>,
+}
+
+/// Runs an inference program over whole sets, batches of like length together.
+pub struct Predictor<'a> {
+    backend: &'a mut dyn Backend,
+    recorded: &'a Recorded,
+    outputs: Vec<usize>,
+}
+
+impl<'a> Predictor<'a> {
+    /// For the program of [`Model::inference`] of the same `tasks`.
+    pub fn new(model: &Model, tasks: &[usize], recorded: &'a Recorded, backend: &'a mut dyn Backend) -> Self {
+        let outputs = tasks.iter().map(|&task| model.tasks()[task].outputs()).collect();
+        Self { backend, recorded, outputs }
+    }
+
+    /// The logits of every sequence of a set in the set's order, `[sequences, outputs]` for each task.
+    ///
+    /// Ends early with `None` where `stop` says so between two batches.
+    pub fn logits(
+        &mut self,
+        dataset: &Dataset,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Vec<f32>>>, BackendError> {
+        let mut batch = Batch::default();
+        let mut all: Vec<Vec<f32>> =
+            self.outputs.iter().map(|outputs| vec![0.0; dataset.sequences() * outputs]).collect();
+        let mut rows: Vec<f32> = Vec::new();
+        for examples in evaluation_batches(dataset, EVALUATION_TOKENS) {
+            if stop() {
+                return Ok(None);
+            }
+            batch.fill(dataset, &examples);
+            let extents = extents(&batch);
+            self.recorded.write(self.backend, &batch)?;
+            self.backend.run(&self.recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
+            for ((&output, &width), logits) in
+                self.recorded.outputs.iter().zip(&self.outputs).zip(&mut all)
+            {
+                rows.resize(extents.sequences * width, 0.0);
+                let span = self.recorded.program.span(output, &extents);
+                self.backend.read(span, bytemuck::cast_slice_mut(&mut rows))?;
+                let mut from = 0;
+                for &example in &examples {
+                    for sequence in dataset.sequences_of(example as usize) {
+                        logits[sequence * width..][..width].copy_from_slice(&rows[from..from + width]);
+                        from += width;
+                    }
+                }
+            }
+        }
+        Ok(Some(all))
+    }
+}
+
+/// The room that evaluating any of these sets needs.
+pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>) -> Extents {
+    let mut capacity = Extents::default();
+    for dataset in sets {
+        for examples in evaluation_batches(dataset, EVALUATION_TOKENS) {
+            let sum = |count: &dyn Fn(usize) -> usize| examples.iter().map(|&e| count(e as usize)).sum();
+            capacity = capacity.max(&Extents {
+                tokens: sum(&|example| dataset.tokens_of(example)),
+                sequences: sum(&|example| dataset.sequences_of(example).len()),
+                groups: examples.len(),
+            });
+        }
+    }
+    capacity
+}
+
+/// The room that training on batches of `batch_size` examples of a set needs.
+pub fn training_capacity(dataset: &Dataset, batch_size: usize) -> Extents {
+    let Capacity { tokens, sequences, groups } = Capacity::of(dataset, batch_size);
+    Extents { tokens, sequences, groups }
+}
+
+/// A task's metrics from its logits over a labelled set, `[sequences, outputs]`.
+pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(MetricKind, f64)> {
+    let outputs = task.outputs();
+    let mut classes = Vec::new();
+    let mut scores = Vec::new();
+    let mut positives = Vec::new();
+    for label in &dataset.labels {
+        match *label {
+            Label::Class(class) => classes.push(class),
+            Label::Score(score) => scores.push(score),
+            Label::Positive(index) => positives.push(index),
+            Label::None => panic!("an example of {} without a label cannot be measured", task.name),
+        }
+    }
+    let predicted: Vec<u32> = logits.chunks_exact(outputs).map(argmax).collect();
+    let metric = |kind: MetricKind| match kind {
+        MetricKind::Accuracy => metrics::accuracy(&predicted, &classes),
+        MetricKind::F1 => metrics::f1(&predicted, &classes),
+        MetricKind::Mcc => metrics::mcc(&predicted, &classes),
+        MetricKind::Pearson => metrics::pearson(logits, &scores),
+        MetricKind::Spearman => metrics::spearman(logits, &scores),
+        MetricKind::AccuracyAt1 => metrics::accuracy_at_1(logits, &dataset.groups, &positives),
+        MetricKind::Mrr => metrics::mrr(logits, &dataset.groups, &positives),
+        MetricKind::Map => metrics::map(logits, &dataset.groups, &positives),
+    };
+    task.metrics.iter().map(|&kind| (kind, metric(kind))).collect()
+}
+
+/// The first of the largest; NaN is never larger.
+pub fn argmax(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, &value) in row.iter().enumerate() {
+        if value > row[best] || row[best].is_nan() {
+            best = index;
+        }
+    }
+    best as u32
+}

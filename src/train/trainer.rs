@@ -1,0 +1,543 @@
+//! The training loop: Algorithm 1 of Liu et al. 2019 over planned programs.
+//!
+//! A step is: pick a task and its examples, write the batch, run the task's program, update the encoder and
+//! the task's head. Nothing in a step allocates, and nothing in here reads a clock or a terminal: what
+//! happens is told to an observer.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{EvalEvery, OtherHeads, TrainConfig};
+use super::evaluate::{
+    Evaluation, Predictor, evaluation_capacity, measure, training_capacity,
+};
+use super::schedule::Schedule;
+use crate::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
+use crate::data::sampler::{Epoch, Sampler};
+use crate::data::{Batch, Capacity, Dataset};
+use crate::nn::{Model, Parameter, Recorded, extents};
+use crate::tensor::{Program, Space, Span};
+
+/// A task's sets as token ids.
+#[derive(Clone, Debug)]
+pub struct TaskData {
+    /// Trained on; empty for a task that is only measured.
+    pub train: Dataset,
+    /// Measured on: each set's name and examples.
+    pub dev: Vec<(String, Dataset)>,
+}
+
+/// Where a run stands: with the parameters and moments, all that going on exactly needs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The epoch in progress, from 0.
+    pub epoch: u32,
+    /// The next batch of the epoch.
+    pub batch: usize,
+    /// Batches run so far in the whole run: the counter of every draw.
+    pub step: u32,
+    /// Updates made so far: what drives the learning rate.
+    pub updates: u64,
+    /// Updates of the encoder and then of each head, for the bias correction of their moments.
+    pub group_updates: Vec<u64>,
+    /// The best mean of the tasks' main metrics.
+    pub best: Option<Best>,
+    /// Evaluations since then.
+    pub evaluations_since_best: u32,
+    /// Whether the dev sets are to be measured before the next batch.
+    pub evaluation_due: bool,
+    /// Whether nothing is left to do.
+    pub finished: bool,
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The mean of the tasks' main metrics.
+    pub mean: f64,
+    /// The update after which it was measured.
+    pub updates: u64,
+}
+
+/// One batch trained on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The task's number.
+    pub task: usize,
+    /// The mean loss of the batch.
+    pub loss: f32,
+    /// The size of the batch.
+    pub tokens: usize,
+    /// Examples in the batch.
+    pub examples: usize,
+    /// What the update that ended the step did; none while gradients are being summed.
+    pub update: Option<UpdateReport>,
+}
+
+/// One update of the parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateReport {
+    /// The global gradient norm before clipping.
+    pub gradient_norm: f32,
+    /// The learning rate of this update.
+    pub learning_rate: f32,
+}
+
+/// Told what happens; decides nothing but when to stop.
+pub trait Observer {
+    /// After each batch.
+    fn step(&mut self, progress: &Progress, report: &StepReport) -> anyhow::Result<()>;
+    /// After each measuring of the dev sets, in the order of the tasks.
+    fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64) -> anyhow::Result<()>;
+    /// The parameters are the best so far.
+    fn best(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()>;
+    /// A checkpoint is due.
+    fn checkpoint(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()>;
+    /// Whether to stop now.
+    fn stop(&self) -> bool;
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs, or all steps that were asked for, are done.
+    Complete,
+    /// The dev sets have not improved for as many evaluations as were allowed.
+    Patience,
+    /// The observer asked for it; the checkpoint that it was given goes on from here.
+    Stopped,
+}
+
+/// What makes training impossible.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The backend failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A parameter that no task trains.
+    #[error("no task's loss reaches {names}: such a parameter would never be trained")]
+    Untrained {
+        /// The first few names.
+        names: String,
+    },
+    /// A task without training examples.
+    #[error("task {task}: the training set is empty")]
+    Empty {
+        /// Its name.
+        task: String,
+    },
+    /// A sequence longer than the position table.
+    #[error(
+        "task {task}: a sequence of {length} tokens exceeds the model's {positions} positions; \
+         give --max-length {positions} or less"
+    )]
+    TooLong {
+        /// Its name.
+        task: String,
+        /// Tokens of the longest sequence.
+        length: usize,
+        /// Rows of the position table.
+        positions: usize,
+    },
+    /// Training has diverged.
+    #[error(
+        "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing was updated; \
+         the last checkpoint is intact. Try a lower learning rate"
+    )]
+    NotFinite {
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// The task's name.
+        task: String,
+        /// The step, from 0.
+        step: u32,
+        /// What it was.
+        value: f32,
+    },
+}
+
+/// Trains one model on its tasks.
+pub struct Trainer<'a> {
+    config: TrainConfig,
+    optimizer: Optimizer,
+    seed: u64,
+    model: &'a Model,
+    data: &'a [TaskData],
+    /// The data of each trained task by its number in the sampler.
+    trained: Vec<usize>,
+    backend: &'a mut dyn Backend,
+    steps: Vec<Recorded>,
+    evaluations: Vec<Option<Recorded>>,
+    sampler: Sampler,
+    schedule: Schedule,
+    epoch: Epoch,
+    batch: Batch,
+    parts: Vec<Part>,
+    groups: Vec<Group>,
+    /// The tasks of the batches whose gradients are being summed.
+    window: Vec<usize>,
+    progress: Progress,
+}
+
+impl<'a> Trainer<'a> {
+    /// Records and plans every task's programs and reserves the backend's memory.
+    ///
+    /// The parameters are then to be written to the backend: [`Trainer::backend`].
+    pub fn new(
+        config: &TrainConfig,
+        seed: u64,
+        model: &'a Model,
+        data: &'a [TaskData],
+        backend: &'a mut dyn Backend,
+    ) -> Result<Self, TrainError> {
+        let positions = model.config().max_position_embeddings;
+        for (task, sets) in model.tasks().iter().zip(data) {
+            let lengths = sets.dev.iter().map(|(_, set)| set.longest()).chain([sets.train.longest()]);
+            let length = lengths.max().unwrap_or(0);
+            if length > positions {
+                return Err(TrainError::TooLong { task: task.name.clone(), length, positions });
+            }
+            if sets.train.is_empty() && task.head.is_none() {
+                return Err(TrainError::Empty { task: task.name.clone() });
+            }
+        }
+        let trained: Vec<usize> = (0..data.len()).filter(|&task| !data[task].train.is_empty()).collect();
+        let scale = 1.0 / config.accumulation as f32;
+        let steps: Vec<Recorded> = trained
+            .iter()
+            .map(|&task| {
+                let capacity = training_capacity(&data[task].train, config.batch_size);
+                model.training(task, capacity, scale, config.accumulation > 1)
+            })
+            .collect();
+        let evaluations: Vec<Option<Recorded>> = data
+            .iter()
+            .enumerate()
+            .map(|(task, sets)| {
+                let capacity = evaluation_capacity(sets.dev.iter().map(|(_, set)| set));
+                (!sets.dev.is_empty()).then(|| model.inference(&[task], capacity))
+            })
+            .collect();
+        check_every_parameter_is_trained(model, &steps)?;
+        let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
+        let parameters = model.parameters().len();
+        backend.reserve(&Sizes { parameters, arena: arena.unwrap_or(0), training: true })?;
+
+        let sizes: Vec<usize> = trained.iter().map(|&task| data[task].train.len()).collect();
+        let sampler = Sampler::new(seed, config.batch_size, sizes);
+        let schedule = Schedule {
+            kind: config.schedule,
+            warmup: config.warmup,
+            total: total_updates(config, sampler.batches()),
+            peak: config.learning_rate,
+        };
+        let capacity = trained
+            .iter()
+            .map(|&task| Capacity::of(&data[task].train, config.batch_size))
+            .reduce(Capacity::max)
+            .unwrap_or_default();
+        let parts = Part::all(model, config.weight_decay);
+        Ok(Self {
+            optimizer: Optimizer::new(config.optimizer),
+            epoch: sampler.epoch(0),
+            progress: Progress { group_updates: vec![0; 1 + data.len()], ..Progress::default() },
+            groups: Vec::with_capacity(parts.iter().map(|part| part.ranges.len()).sum()),
+            parts,
+            window: Vec::with_capacity(config.accumulation as usize),
+            batch: Batch::with_capacity(capacity),
+            config: config.clone(),
+            seed,
+            model,
+            data,
+            trained,
+            backend,
+            steps,
+            evaluations,
+            sampler,
+            schedule,
+        })
+    }
+
+    /// Where the run stands.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Goes on from a saved place; the parameters and moments are to be written to the backend as well.
+    pub fn resume(&mut self, progress: Progress) {
+        self.epoch = self.sampler.epoch(progress.epoch);
+        self.progress = progress;
+    }
+
+    /// The backend, to write and read parameters and moments.
+    pub fn backend(&mut self) -> &mut dyn Backend {
+        self.backend
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// The training program of a task, to print.
+    pub fn programs(&self) -> impl Iterator<Item = (usize, &Program)> {
+        self.trained.iter().zip(&self.steps).map(|(&task, recorded)| (task, &recorded.program))
+    }
+
+    /// Updates of the whole run.
+    pub fn total_updates(&self) -> u64 {
+        self.schedule.total
+    }
+
+    /// Batches of one epoch.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.sampler.batches()
+    }
+
+    /// Trains to the end, or until the observer stops it.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> anyhow::Result<Ending> {
+        while !self.progress.finished {
+            if self.window.is_empty() && observer.stop() {
+                observer.checkpoint(self)?;
+                return Ok(Ending::Stopped);
+            }
+            if !self.progress.evaluation_due {
+                let report = self.step()?;
+                observer.step(&self.progress, &report)?;
+                if !self.window.is_empty() {
+                    continue;
+                }
+                self.progress.evaluation_due = self.is_evaluation_due();
+            }
+            if self.progress.evaluation_due && !self.evaluate(observer)? {
+                // The batch is trained; resuming measures again from here.
+                observer.checkpoint(self)?;
+                return Ok(Ending::Stopped);
+            }
+            let whole_epoch = self.progress.batch == self.epoch.len();
+            if whole_epoch {
+                self.progress.epoch += 1;
+                self.progress.batch = 0;
+                self.epoch = self.sampler.epoch(self.progress.epoch);
+            }
+            let TrainConfig { patience, checkpoint_every, .. } = self.config;
+            let complete = self.progress.updates >= self.schedule.total;
+            let impatient = patience > 0 && self.progress.evaluations_since_best >= patience;
+            self.progress.finished = complete || impatient;
+            let checkpoint_due =
+                checkpoint_every > 0 && self.progress.updates.is_multiple_of(checkpoint_every);
+            if self.progress.finished || whole_epoch || checkpoint_due {
+                observer.checkpoint(self)?;
+            }
+            if impatient && !complete {
+                return Ok(Ending::Patience);
+            }
+        }
+        Ok(Ending::Complete)
+    }
+
+    /// Trains on the next batch of the epoch.
+    pub fn step(&mut self) -> Result<StepReport, TrainError> {
+        let (trained, examples) = self.epoch.batch(self.progress.batch);
+        let task = self.trained[trained];
+        if self.config.accumulation > 1 && self.window.is_empty() {
+            let len = self.model.parameters().len();
+            self.backend.clear(Span { space: Space::Gradients, offset: 0, len })?;
+        }
+        self.batch.fill(&self.data[task].train, examples);
+        let recorded = &self.steps[trained];
+        let extents = extents(&self.batch);
+        recorded.write(self.backend, &self.batch)?;
+        let scalars = StepScalars { extents, seed: self.seed, step: self.progress.step };
+        self.backend.run(&recorded.program, &scalars)?;
+        let mut loss = [0.0f32];
+        let span = recorded.program.span(recorded.outputs[0], &extents);
+        self.backend.read(span, bytemuck::cast_slice_mut(&mut loss))?;
+        if !loss[0].is_finite() {
+            return Err(self.not_finite("loss", task, loss[0]));
+        }
+        self.window.push(task);
+        let epoch_ends = self.progress.batch + 1 == self.epoch.len();
+        let update = match self.window.len() == self.config.accumulation as usize || epoch_ends {
+            true => Some(self.update(task)?),
+            false => None,
+        };
+        self.progress.step += 1;
+        self.progress.batch += 1;
+        Ok(StepReport { task, loss: loss[0], tokens: extents.tokens, examples: extents.groups, update })
+    }
+
+    /// Updates the encoder and the heads of the batches since the last update.
+    fn update(&mut self, task: usize) -> Result<UpdateReport, TrainError> {
+        let learning_rate = self.schedule.learning_rate(self.progress.updates);
+        self.groups.clear();
+        for part in &self.parts {
+            let own = part.task.is_none_or(|task| self.window.contains(&task));
+            let earlier = self.progress.group_updates[part.number()];
+            let zero_gradient = match self.config.other_heads {
+                _ if own => false,
+                OtherHeads::ZeroGradient if earlier > 0 => true,
+                OtherHeads::ZeroGradient | OtherHeads::Skip => continue,
+            };
+            for (range, decays) in &part.ranges {
+                self.groups.push(Group {
+                    range: range.clone(),
+                    learning_rate,
+                    weight_decay: if *decays { self.config.weight_decay } else { 0.0 },
+                    update: earlier + 1,
+                    zero_gradient,
+                });
+            }
+        }
+        let gradient_norm = self.backend.update(&self.optimizer, self.config.clip, &self.groups)?;
+        if !gradient_norm.is_finite() {
+            return Err(self.not_finite("gradient norm", task, gradient_norm));
+        }
+        for part in &self.parts {
+            let updates = &mut self.progress.group_updates[part.number()];
+            let own = part.task.is_none_or(|task| self.window.contains(&task));
+            if own || (self.config.other_heads == OtherHeads::ZeroGradient && *updates > 0) {
+                *updates += 1;
+            }
+        }
+        self.window.clear();
+        self.progress.updates += 1;
+        Ok(UpdateReport { gradient_norm, learning_rate })
+    }
+
+    /// Measures every dev set; `false` if the observer stopped it midway.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> anyhow::Result<bool> {
+        let mut evaluations = Vec::new();
+        for (task, sets) in self.data.iter().enumerate() {
+            let Some(recorded) = &self.evaluations[task] else { continue };
+            let mut predictor = Predictor::new(self.model, &[task], recorded, self.backend);
+            for (split, dataset) in &sets.dev {
+                let Some(logits) = predictor.logits(dataset, &|| observer.stop())? else { return Ok(false) };
+                let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
+                evaluations.push(Evaluation { task, split: split.clone(), examples: dataset.len(), metrics });
+            }
+        }
+        let mean = mean_of_main_metrics(&evaluations);
+        self.progress.evaluation_due = false;
+        observer.evaluated(&self.progress, &evaluations, mean)?;
+        if self.progress.best.as_ref().is_none_or(|best| mean > best.mean) {
+            self.progress.best = Some(Best { mean, updates: self.progress.updates });
+            self.progress.evaluations_since_best = 0;
+            observer.best(self)?;
+        } else {
+            self.progress.evaluations_since_best += 1;
+        }
+        Ok(true)
+    }
+
+    fn is_evaluation_due(&self) -> bool {
+        if self.evaluations.iter().all(Option::is_none) {
+            return false;
+        }
+        let ends = self.progress.batch == self.epoch.len() || self.progress.updates >= self.schedule.total;
+        match self.config.eval {
+            EvalEvery::Never => false,
+            EvalEvery::Epoch => ends,
+            EvalEvery::Steps(every) => ends || self.progress.updates.is_multiple_of(every),
+        }
+    }
+
+    fn not_finite(&self, what: &'static str, task: usize, value: f32) -> TrainError {
+        let task = self.model.tasks()[task].name.clone();
+        TrainError::NotFinite { what, task, step: self.progress.step, value }
+    }
+}
+
+/// The mean over tasks of the main metric, itself the mean over the task's dev sets; 0 without dev sets.
+pub fn mean_of_main_metrics(evaluations: &[Evaluation]) -> f64 {
+    let mut tasks: Vec<(usize, f64, f64)> = Vec::new();
+    for evaluation in evaluations {
+        let main = evaluation.metrics[0].1;
+        match tasks.iter_mut().find(|(task, ..)| *task == evaluation.task) {
+            Some((_, sum, count)) => (*sum, *count) = (*sum + main, *count + 1.0),
+            None => tasks.push((evaluation.task, main, 1.0)),
+        }
+    }
+    let means: f64 = tasks.iter().map(|(_, sum, count)| sum / count).sum();
+    if tasks.is_empty() { 0.0 } else { means / tasks.len() as f64 }
+}
+
+/// The encoder or a head: what is updated together.
+struct Part {
+    /// The head's task; none for the encoder.
+    task: Option<usize>,
+    /// Ranges of the flat buffers and whether weight decay applies to them.
+    ranges: Vec<(Range<usize>, bool)>,
+}
+
+impl Part {
+    /// The part's place in [`Progress::group_updates`].
+    fn number(&self) -> usize {
+        self.task.map_or(0, |task| task + 1)
+    }
+
+    /// The encoder and every head that has parameters.
+    fn all(model: &Model, weight_decay: f32) -> Vec<Part> {
+        let heads = (0..model.tasks().len()).map(|task| (Some(task), model.head_range(task)));
+        std::iter::once((None, model.encoder_range()))
+            .chain(heads)
+            .filter(|(_, range)| !range.is_empty())
+            .map(|(task, range)| Part { task, ranges: split_by_decay(model, range, weight_decay) })
+            .collect()
+    }
+}
+
+/// Cuts a range where weight decay sets in or ends; without decay it stays whole.
+fn split_by_decay(model: &Model, range: Range<usize>, weight_decay: f32) -> Vec<(Range<usize>, bool)> {
+    let mut ranges: Vec<(Range<usize>, bool)> = Vec::new();
+    for parameter in model.parameters().parameters() {
+        if !range.contains(&parameter.offset) {
+            continue;
+        }
+        let decays = parameter.decays() && weight_decay > 0.0;
+        match ranges.last_mut() {
+            Some((last, same)) if *same == decays && last.end == parameter.offset => {
+                last.end = parameter.range().end;
+            }
+            _ => ranges.push((parameter.range(), decays)),
+        }
+    }
+    ranges
+}
+
+fn total_updates(config: &TrainConfig, batches: usize) -> u64 {
+    let all = u64::from(config.epochs) * batches.div_ceil(config.accumulation as usize) as u64;
+    if config.max_steps > 0 { all.min(config.max_steps) } else { all }
+}
+
+/// Refuses a parameter that no task's backward pass stores a gradient for.
+fn check_every_parameter_is_trained(model: &Model, steps: &[Recorded]) -> Result<(), TrainError> {
+    let mut ranges: Vec<Range<usize>> =
+        steps.iter().flat_map(|recorded| recorded.program.gradient_ranges()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let covered = |parameter: &Parameter| {
+        let mut reached = parameter.offset;
+        for range in &ranges {
+            if range.start <= reached {
+                reached = reached.max(range.end);
+            }
+        }
+        reached >= parameter.range().end
+    };
+    let untrained: Vec<&str> = model
+        .parameters()
+        .parameters()
+        .iter()
+        .filter(|parameter| !covered(parameter))
+        .map(|parameter| parameter.name.as_str())
+        .collect();
+    if untrained.is_empty() {
+        return Ok(());
+    }
+    let mut names = untrained[..untrained.len().min(5)].join(", ");
+    if untrained.len() > 5 {
+        names += &format!(" and {} more", untrained.len() - 5);
+    }
+    Err(TrainError::Untrained { names })
+}
