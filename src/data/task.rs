@@ -1,0 +1,330 @@
+//! What a task is: its kind, its labels, how it is measured, and where its examples lie.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{DataError, list, nearest_name};
+
+/// What a task's head answers, and so which of MT-DNN's losses it trains with
+/// (Liu et al. 2019, arXiv 1901.11504, section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskKind {
+    /// One of the task's labels for a sentence or a pair: cross-entropy (equation 6).
+    Classification,
+    /// A number for a pair: mean squared error (equation 7).
+    Regression,
+    /// The right one among a query's candidates: softmax over the candidates (equation 8).
+    Ranking,
+}
+
+impl TaskKind {
+    /// The metrics of a task that names none; the first is the main one.
+    pub fn default_metrics(self) -> Vec<MetricKind> {
+        match self {
+            TaskKind::Classification => vec![MetricKind::Accuracy],
+            TaskKind::Regression => vec![MetricKind::Pearson, MetricKind::Spearman],
+            TaskKind::Ranking => vec![MetricKind::AccuracyAt1, MetricKind::Mrr, MetricKind::Map],
+        }
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TaskKind::Classification => "classification",
+            TaskKind::Regression => "regression",
+            TaskKind::Ranking => "ranking",
+        })
+    }
+}
+
+/// A measure of predictions against gold labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum MetricKind {
+    /// Share of right labels.
+    Accuracy,
+    /// F1 of label 1 of two; macro average where there are more.
+    F1,
+    /// Matthews correlation.
+    Mcc,
+    /// Pearson correlation of scores.
+    Pearson,
+    /// Spearman correlation of scores.
+    Spearman,
+    /// Share of queries whose first-ranked candidate is the right one.
+    AccuracyAt1,
+    /// Mean reciprocal rank of the right candidate.
+    Mrr,
+    /// Mean average precision.
+    Map,
+}
+
+impl MetricKind {
+    /// All of them.
+    pub const ALL: [MetricKind; 8] = [
+        MetricKind::Accuracy,
+        MetricKind::F1,
+        MetricKind::Mcc,
+        MetricKind::Pearson,
+        MetricKind::Spearman,
+        MetricKind::AccuracyAt1,
+        MetricKind::Mrr,
+        MetricKind::Map,
+    ];
+
+    /// Its name in reports, run files and `mtdnn.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            MetricKind::Accuracy => "accuracy",
+            MetricKind::F1 => "f1",
+            MetricKind::Mcc => "mcc",
+            MetricKind::Pearson => "pearson",
+            MetricKind::Spearman => "spearman",
+            MetricKind::AccuracyAt1 => "accuracy@1",
+            MetricKind::Mrr => "mrr",
+            MetricKind::Map => "map",
+        }
+    }
+
+    /// The kind of task that it measures.
+    pub fn kind(self) -> TaskKind {
+        match self {
+            MetricKind::Accuracy | MetricKind::F1 | MetricKind::Mcc => TaskKind::Classification,
+            MetricKind::Pearson | MetricKind::Spearman => TaskKind::Regression,
+            MetricKind::AccuracyAt1 | MetricKind::Mrr | MetricKind::Map => TaskKind::Ranking,
+        }
+    }
+}
+
+impl fmt::Display for MetricKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for MetricKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = || MetricKind::ALL.map(MetricKind::name);
+        MetricKind::ALL.into_iter().find(|metric| metric.name() == name).ok_or_else(|| {
+            let hint = nearest_name(name, names()).map(|near| format!("; did you mean {near:?}?"));
+            format!("unknown metric {name:?}: one of {}{}", list(names()), hint.unwrap_or_default())
+        })
+    }
+}
+
+impl TryFrom<String> for MetricKind {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
+}
+
+impl From<MetricKind> for &'static str {
+    fn from(metric: MetricKind) -> Self {
+        metric.name()
+    }
+}
+
+/// One task, as a model's `mtdnn.json` keeps it; `files` belongs to the run, not to the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// The name of its head and of its lines in reports.
+    pub name: String,
+    /// What its head answers.
+    pub kind: TaskKind,
+    /// The classes in order: class `i` is called `labels[i]`. Empty for regression and ranking, and until
+    /// [`TaskSpec::learn_labels`] for a classification task that names none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// What to report; the first is the main one.
+    pub metrics: Vec<MetricKind>,
+    /// Dropout probability of the head.
+    pub dropout: f32,
+    /// The task whose head answers this one, where it has none of its own (GLUE's diagnostic set).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Where its examples are; several to a split are possible (MNLI's two dev files).
+    #[serde(skip)]
+    pub files: Vec<SourceFile>,
+}
+
+impl TaskSpec {
+    /// The files of `split`.
+    pub fn files_of(&self, split: Split) -> impl Iterator<Item = &SourceFile> {
+        self.files.iter().filter(move |file| file.split == split)
+    }
+
+    /// The number of outputs of the task's head.
+    pub fn outputs(&self) -> usize {
+        match self.kind {
+            TaskKind::Classification => self.labels.len(),
+            TaskKind::Regression | TaskKind::Ranking => 1,
+        }
+    }
+
+    /// Checks what a person may have got wrong: metrics of another kind, one label or the same label twice, a
+    /// dropout that is no probability, a name that cannot be part of a parameter's or a file's name.
+    pub fn validate(&self) -> Result<(), DataError> {
+        let wrong = |reason: String| Err(DataError::Task { task: self.name.clone(), reason });
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || !self.name.chars().all(plain) {
+            return wrong("a task's name is made of letters, digits, - and _".to_string());
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return wrong(format!("dropout is {}, which is not in [0, 1)", self.dropout));
+        }
+        if self.metrics.is_empty() {
+            return wrong("it names no metric".to_string());
+        }
+        if let Some(metric) = self.metrics.iter().find(|metric| metric.kind() != self.kind) {
+            let fitting = MetricKind::ALL.into_iter().filter(|metric| metric.kind() == self.kind);
+            let fitting = list(fitting.map(MetricKind::name));
+            return wrong(format!("metric {metric} does not measure {}; these do: {fitting}", self.kind));
+        }
+        if self.kind != TaskKind::Classification && !self.labels.is_empty() {
+            return wrong(format!("labels are for classification, this is {}", self.kind));
+        }
+        if self.labels.len() == 1 {
+            return wrong(format!("it has one label only, {:?}; two or more are needed", self.labels[0]));
+        }
+        for (index, label) in self.labels.iter().enumerate() {
+            if self.labels[..index].contains(label) {
+                return wrong(format!("label {label:?} is named twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which part of a task's data a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Trained on.
+    Train,
+    /// Measured on.
+    Dev,
+    /// Answered; its labels are not known.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Split::Train => "train",
+            Split::Dev => "dev",
+            Split::Test => "test",
+        })
+    }
+}
+
+/// A file of examples and how it is read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceFile {
+    /// The part of the data that it holds.
+    pub split: Split,
+    /// The split's name in reports: `"dev"`, or `"dev_matched"` where there are several.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// How its lines are cut into fields.
+    pub format: Format,
+    /// Which fields hold what.
+    pub columns: Columns,
+    /// Known faults of an official file, whose rows are skipped instead of refused.
+    pub quirks: Quirks,
+}
+
+/// How lines are cut into fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Split at tabs, quotes mean nothing, rows end at `\n` alone.
+    Tsv {
+        /// Whether the first row names the columns.
+        header: bool,
+    },
+    /// Comma-separated with quoting (RFC 4180).
+    Csv {
+        /// Whether the first row names the columns.
+        header: bool,
+    },
+    /// One JSON object a line; its keys are the columns.
+    Jsonl,
+}
+
+/// Which fields of a row hold what.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Columns {
+    /// A row is an example: one text or two, and a label unless the split has none.
+    Row {
+        /// The text, or the first of the pair.
+        text_a: Column,
+        /// The second of the pair.
+        text_b: Option<Column>,
+        /// A label's name or number, or a score.
+        label: Option<Column>,
+    },
+    /// A row is a query with a list of candidates (JSONL only).
+    List {
+        /// The query's text.
+        query: Column,
+        /// A list of texts.
+        candidates: Column,
+        /// The index of the right candidate, from 0.
+        positive: Option<Column>,
+    },
+    /// A row is one candidate; rows with the same value of `group` that follow one another are one query's.
+    Grouped {
+        /// What the rows of a query have in common.
+        group: Column,
+        /// The query's text, the same in every row of a group.
+        query: Column,
+        /// The candidate's text.
+        candidate: Column,
+        /// 1 for the right candidate, 0 for the others.
+        label: Option<Column>,
+    },
+}
+
+/// One column of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Column {
+    /// By number, from 0.
+    Number(usize),
+    /// By its name in the header, or the key in JSON.
+    Name(String),
+    /// The right-most of the row, however many it has (MNLI's and SNLI's gold label).
+    #[serde(skip)]
+    Last,
+}
+
+impl fmt::Display for Column {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Column::Number(number) => write!(f, "{number}"),
+            Column::Name(name) => f.write_str(name),
+            Column::Last => f.write_str("last"),
+        }
+    }
+}
+
+/// What official files are known to get wrong. Skipped rows are counted and said; everything else is an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quirks {
+    /// Rows with fewer fields than the header are skipped (QQP).
+    pub short_rows: bool,
+    /// Rows may have any number of fields, as long as those named exist (SNLI's 15 under a header of 11).
+    pub uneven_rows: bool,
+    /// Rows labelled `-` are skipped: the annotators did not agree (MNLI, SNLI).
+    pub no_consensus: bool,
+}
