@@ -1,1 +1,6 @@
-//! Placeholder while the floor is laid.
+//! Models: their configuration, their weights and the programs they record.
+
+mod config;
+pub mod weights;
+
+pub use config::{BertConfig, ConfigError, FieldError, HiddenAct};
