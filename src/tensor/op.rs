@@ -13,7 +13,8 @@ impl Dropout {
     /// A site that drops with `probability`, rounded to a 65536th.
     pub fn new(probability: f32, site: u32) -> Self {
         assert!((0.0..1.0).contains(&probability), "dropout probability {probability} is not in [0, 1)");
-        Self { threshold: (probability * 65536.0).round() as u32, site }
+        let threshold = (probability * 65536.0).round() as u32;
+        Self { threshold: threshold.min(65535), site }
     }
 
     /// What kept elements are multiplied by: the inverse of the share that is kept.
