@@ -15,10 +15,10 @@ use crate::tensor::{DType, Extents, Mode, Program, Rows, Tape, TokenIndex, Var};
 pub struct Model {
     bert: Bert,
     tasks: Vec<TaskSpec>,
-    heads: Vec<Head>,
+    /// Each task's head and its elements of the flat buffers; none where another task's head answers.
+    heads: Vec<Option<(Head, Range<usize>)>>,
     parameters: ParameterTable,
     encoder: Range<usize>,
-    head_ranges: Vec<Range<usize>>,
 }
 
 /// A program with the places of what a batch brings and what comes out.
@@ -43,20 +43,17 @@ impl Model {
         let bert = Bert::new(config, &mut parameters);
         parameters.align();
         let encoder = 0..parameters.len();
+        let deviation = config.initializer_range as f32;
         let mut heads = Vec::new();
-        let mut head_ranges = Vec::new();
         for task in tasks {
-            let start = parameters.len();
-            heads.push(Head::new(
-                &mut parameters,
-                task,
-                config.hidden_size,
-                config.initializer_range as f32,
-            ));
-            parameters.align();
-            head_ranges.push(start..parameters.len());
+            heads.push(task.head.is_none().then(|| {
+                let start = parameters.len();
+                let head = Head::new(&mut parameters, task, config.hidden_size, deviation);
+                parameters.align();
+                (head, start..parameters.len())
+            }));
         }
-        Self { bert, tasks: tasks.to_vec(), heads, parameters, encoder, head_ranges }
+        Self { bert, tasks: tasks.to_vec(), heads, parameters, encoder }
     }
 
     /// The encoder's sizes.
@@ -79,9 +76,9 @@ impl Model {
         self.encoder.clone()
     }
 
-    /// The elements of the flat buffers that belong to a task's head.
-    pub fn head_range(&self, task: usize) -> Range<usize> {
-        self.head_ranges[task].clone()
+    /// The elements of the flat buffers that belong to a task's own head, if it has one.
+    pub fn head_range(&self, task: usize) -> Option<Range<usize>> {
+        self.heads[task].as_ref().map(|(_, range)| range.clone())
     }
 
     /// The training step of one task: encoder, head, loss and the backward pass.
@@ -93,8 +90,8 @@ impl Model {
         let answers = Answers::record(&mut tape);
         let encoded = self.bert.encode(&mut tape, index);
         let pooled = self.bert.pool(&mut tape, &encoded, index);
-        let logits = self.heads[task].logits(&mut tape, pooled);
-        let loss = self.heads[task].loss(&mut tape, logits, &answers);
+        let logits = self.head(task).logits(&mut tape, pooled);
+        let loss = self.head(task).loss(&mut tape, logits, &answers);
         let program = Program::training(tape, loss, scale, accumulate, capacity);
         Recorded {
             program,
@@ -111,7 +108,7 @@ impl Model {
         let (mut tape, index, encoded) = self.encoder_for_inference();
         let pooled = self.bert.pool(&mut tape, &encoded, index);
         let outputs: Vec<Var> =
-            tasks.iter().map(|&task| self.heads[task].logits(&mut tape, pooled)).collect();
+            tasks.iter().map(|&task| self.head(task).logits(&mut tape, pooled)).collect();
         let program = Program::inference(tape, &outputs, capacity);
         Recorded { program, outputs, hidden_states: Vec::new(), pooled: None, index, answers: None }
     }
@@ -128,6 +125,17 @@ impl Model {
         outputs.push(pooled);
         let program = Program::inference(tape, &outputs, capacity);
         Recorded { program, outputs: Vec::new(), hidden_states, pooled: Some(pooled), index, answers: None }
+    }
+
+    /// The head that answers a task: its own, or that of the task it names.
+    fn head(&self, task: usize) -> &Head {
+        let owner = match &self.tasks[task].head {
+            None => task,
+            Some(name) => self.tasks.iter().position(|other| other.name == *name).unwrap_or(task),
+        };
+        let own = self.heads[owner].as_ref();
+        let (head, _) = own.unwrap_or_else(|| panic!("task {} has no head", self.tasks[task].name));
+        head
     }
 
     fn encoder_for_inference(&self) -> (Tape, TokenIndex, Encoded) {

@@ -479,10 +479,10 @@ impl Part {
 
     /// The encoder and every head that has parameters.
     fn all(model: &Model, weight_decay: f32) -> Vec<Part> {
-        let heads = (0..model.tasks().len()).map(|task| (Some(task), model.head_range(task)));
+        let heads = (0..model.tasks().len())
+            .filter_map(|task| model.head_range(task).map(|range| (Some(task), range)));
         std::iter::once((None, model.encoder_range()))
             .chain(heads)
-            .filter(|(_, range)| !range.is_empty())
             .map(|(task, range)| Part { task, ranges: split_by_decay(model, range, weight_decay) })
             .collect()
     }
