@@ -33,9 +33,7 @@ pub struct StepScalars {
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The buffers do not fit into memory.
-    #[error(
-        "out of memory: the plan needs {bytes} bytes; a smaller --batch-size or --max-length needs less"
-    )]
+    #[error("out of memory: the plan needs {bytes} bytes; a smaller --batch-size or --max-length needs less")]
     OutOfMemory {
         /// What was asked for.
         bytes: usize,

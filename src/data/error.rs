@@ -49,8 +49,10 @@ pub enum DataError {
     #[error("{}: {reason}", path.display())]
     Vocabulary { path: PathBuf, reason: String },
 
-    #[error("{name:?} is not a known task ({known}){}; for your own data name its files and columns",
-            nearest(nearest_name))]
+    #[error(
+        "{name:?} is not a known task ({known}){}; for your own data name its files and columns",
+        nearest(nearest_name)
+    )]
     UnknownTask { name: String, known: String, nearest_name: Option<String> },
 
     #[error("task {task:?}: {reason}")]

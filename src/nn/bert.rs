@@ -104,8 +104,7 @@ impl Linear {
     }
 
     pub(super) fn record(&self, tape: &mut Tape, x: Var, activation: Activation) -> Var {
-        let weight =
-            tape.parameter(&format!("{}.weight", self.name), self.weight, self.outputs, self.inputs);
+        let weight = tape.parameter(&format!("{}.weight", self.name), self.weight, self.outputs, self.inputs);
         let bias = tape.parameter(&format!("{}.bias", self.name), self.bias, 1, self.outputs);
         tape.linear(x, weight, bias, activation)
     }

@@ -117,8 +117,8 @@ pub fn read_description(directory: &Path) -> Result<Option<Description>, Directo
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(problem(format!("cannot be read: {error}"))),
     };
-    let description: Description =
-        serde_json::from_str(&text).map_err(|error| problem(format!("not a description of tasks: {error}")))?;
+    let description: Description = serde_json::from_str(&text)
+        .map_err(|error| problem(format!("not a description of tasks: {error}")))?;
     if description.format != FORMAT {
         let found = description.format;
         return Err(problem(format!("format {found}; this version reads format {FORMAT}")));

@@ -107,8 +107,7 @@ impl Model {
     pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
         let (mut tape, index, encoded) = self.encoder_for_inference();
         let pooled = self.bert.pool(&mut tape, &encoded, index);
-        let outputs: Vec<Var> =
-            tasks.iter().map(|&task| self.head(task).logits(&mut tape, pooled)).collect();
+        let outputs: Vec<Var> = tasks.iter().map(|&task| self.head(task).logits(&mut tape, pooled)).collect();
         let program = Program::inference(tape, &outputs, capacity);
         Recorded { program, outputs, hidden_states: Vec::new(), pooled: None, index, answers: None }
     }

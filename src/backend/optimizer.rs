@@ -1,0 +1,59 @@
+//! Update rules as plain data; each backend applies them in one pass over the flat buffers.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// How a parameter `theta` follows its clipped gradient `g`; `m` and `u` or `v` are its moments, `t` the number
+/// of the update from 1, `wd` the weight decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// MT-DNN's own Adamax, the paper's numbers: `m = b1 m + (1-b1) g`, `u = max(b2 u, |g| + eps)`,
+    /// `theta -= lr (m / (u + eps) + wd theta)`; no bias correction, eps 1e-6.
+    Adamax,
+    /// The later MT-DNN's: `theta -= lr wd theta`, then `theta -= lr / (1 - b1^t) m / u`, eps 1e-8.
+    AdamaxW,
+    /// The textbook's and PyTorch's (Kingma and Ba 2015, algorithm 2): decay is added to the gradient, eps 1e-8.
+    AdamaxTorch,
+    /// Adam with decoupled decay (Loshchilov and Hutter 2019), eps 1e-8.
+    AdamW,
+    /// Momentum 0.9 and plain decay in the gradient, as PyTorch's SGD.
+    Sgd,
+}
+
+/// A rule and its constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Optimizer {
+    /// The rule.
+    pub rule: Rule,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Keeps denominators from zero.
+    pub epsilon: f32,
+}
+
+impl Optimizer {
+    /// A rule with its customary constants.
+    pub fn new(rule: Rule) -> Self {
+        let epsilon = if rule == Rule::Adamax { 1e-6 } else { 1e-8 };
+        Self { rule, beta1: 0.9, beta2: 0.999, epsilon }
+    }
+}
+
+/// A range of the flat buffers that is updated alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Elements of the flat buffers.
+    pub range: Range<usize>,
+    /// This update's learning rate.
+    pub learning_rate: f32,
+    /// Weight decay.
+    pub weight_decay: f32,
+    /// The number of this update of the range, from 1.
+    pub update: u64,
+    /// Take the gradient for zero, whatever the buffer holds.
+    pub zero_gradient: bool,
+}
