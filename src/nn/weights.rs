@@ -115,6 +115,9 @@ impl fmt::Display for Report {
     }
 }
 
+/// The number of an expected tensor, and where it lies.
+type Found<'a> = (usize, &'a Stored);
+
 fn open(path: &Path) -> Result<File, WeightsError> {
     let read = |source| WeightsError::Open { path: path.into(), source, remedy: error::open_remedy(path) };
     // Asked before opening, because opening a named pipe waits for someone to write to it.
@@ -132,7 +135,7 @@ fn pair<'a>(
     path: &Path,
     expected: &[Expected],
     stored: &'a [Stored],
-) -> Result<(Vec<(usize, &'a Stored)>, Report), WeightsError> {
+) -> Result<(Vec<Found<'a>>, Report), WeightsError> {
     let wanted: HashMap<&str, usize> =
         expected.iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
     assert_eq!(wanted.len(), expected.len(), "two expected tensors share a name");

@@ -94,6 +94,24 @@ fn the_bytes_are_the_same_every_time_and_the_safetensors_crate_agrees() {
 }
 
 #[test]
+fn a_file_that_transformers_wrote_is_read_whole() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-bert");
+    let config = crate::nn::BertConfig::from_file(&folder.join("config.json")).unwrap();
+    let file = fs::read(folder.join("model.safetensors")).unwrap();
+    let expected: Vec<Expected> = safetensors::SafeTensors::deserialize(&file)
+        .unwrap()
+        .iter()
+        .map(|(name, tensor)| expect(name.strip_prefix("bert.").unwrap(), tensor.shape()))
+        .collect();
+    let mut elements = 0;
+    let report =
+        load(&folder.join("model.safetensors"), &expected, |_, values| elements += values.len() as u64)
+            .unwrap();
+    assert_eq!((report.matched.len(), report.unexpected.len()), (39, 0));
+    assert_eq!(elements, config.parameter_count());
+}
+
+#[test]
 fn prefixes_and_old_names_of_layer_norm_are_understood() {
     let files = Files::new();
     files.put(
@@ -126,19 +144,20 @@ fn prefixes_and_old_names_of_layer_norm_are_understood() {
 
 #[test]
 fn half_precision_is_widened_exactly() {
-    let widened: [(&str, fn(u16) -> f32); 2] =
-        [("F16", f16_value), ("BF16", |bits| f32::from_bits(u32::from(bits) << 16))];
-    for (dtype, value) in widened {
-        // Every pattern of 16 bits that is finite, and more than one piece of them.
-        let finite = (0..=u16::MAX).filter(|&bits| value(bits).is_finite());
-        let bits: Vec<u16> = finite.cycle().take(PIECE + 77).collect();
-        let files = Files::new();
-        let header = json!({ "x": entry(dtype, &[bits.len()], 0, 2 * bits.len()) });
-        files.put(&header, bytemuck::cast_slice(&bits));
-        let (_, read) = files.load(&[expect("x", &[bits.len()])]).unwrap();
-        let expected: Vec<f32> = bits.into_iter().map(value).collect();
-        assert_eq!(bytes(&read[0]), bytes(&expected), "{dtype}");
-    }
+    widens("F16", f16_value);
+    widens("BF16", |bits| f32::from_bits(u32::from(bits) << 16));
+}
+
+/// Every pattern of 16 bits that is finite is read as its `value`, in more than one piece.
+fn widens(dtype: &str, value: fn(u16) -> f32) {
+    let finite = (0..=u16::MAX).filter(|&bits| value(bits).is_finite());
+    let bits: Vec<u16> = finite.cycle().take(PIECE + 77).collect();
+    let files = Files::new();
+    let header = json!({ "x": entry(dtype, &[bits.len()], 0, 2 * bits.len()) });
+    files.put(&header, bytemuck::cast_slice(&bits));
+    let (_, read) = files.load(&[expect("x", &[bits.len()])]).unwrap();
+    let expected: Vec<f32> = bits.into_iter().map(value).collect();
+    assert_eq!(bytes(&read[0]), bytes(&expected), "{dtype}");
 }
 
 /// A half by its definition: sign, five bits of exponent, ten of mantissa.
