@@ -1,50 +1,83 @@
 //! Which instruction set the kernels use.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
-/// An instruction set with kernels of its own. The order is that of preference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An instruction set that every kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every machine of this architecture has.
+    /// What the compiler target guarantees; on x86-64 that is SSE2.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// AVX2 and FMA (x86-64-v3: Haswell, Zen).
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ and VL (x86-64-v4: Skylake-X, Zen 4).
     Avx512,
 }
 
 impl Isa {
-    /// The best this machine has, or what the environment variable `MTDNN_ISA` asks for if it has that.
+    /// The best instruction set of this machine, or the one that the environment variable `MTDNN_ISA`
+    /// (`portable`, `avx2` or `avx512`) asks for. A wish that cannot be met is said on standard error.
     pub fn detect() -> Isa {
-        static BEST: LazyLock<Isa> = LazyLock::new(|| {
-            let wanted = match std::env::var("MTDNN_ISA").as_deref() {
-                Ok("portable") => Some(Isa::Portable),
-                Ok("avx2") => Some(Isa::Avx2),
-                Ok("avx512") => Some(Isa::Avx512),
-                _ => None,
-            };
-            let available = Isa::available();
-            wanted.filter(|isa| available.contains(isa)).unwrap_or(available[available.len() - 1])
-        });
-        *BEST
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let best = Isa::available()[Isa::available().len() - 1];
+            let Ok(wish) = std::env::var("MTDNN_ISA") else { return best };
+            match Isa::available().iter().find(|isa| isa.name() == wish) {
+                Some(&isa) => isa,
+                None => {
+                    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+                    eprintln!(
+                        "warning: MTDNN_ISA={wish} is ignored: this machine offers {}; using {}",
+                        names.join(", "),
+                        best.name()
+                    );
+                    best
+                }
+            }
+        })
     }
 
-    /// All that this machine can run, the best last.
+    /// All instruction sets that this machine can run, the plainest first.
     pub fn available() -> &'static [Isa] {
+        const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 {
-                return &[Isa::Portable, Isa::Avx2, Isa::Avx512];
-            }
-            if avx2 {
-                return &[Isa::Portable, Isa::Avx2];
-            }
+            &ALL[..1 + usize::from(avx2) + usize::from(avx512)]
         }
-        &[Isa::Portable]
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            &ALL[..1]
+        }
+    }
+
+    /// Panics if this machine cannot run the instruction set: what makes calling its kernels sound.
+    pub fn assert_available(self) {
+        assert!(Isa::available().contains(&self), "this machine cannot run {} kernels", self.name());
+    }
+
+    /// The name that `MTDNN_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_detected_can_run() {
+        assert_eq!(Isa::available()[0], Isa::Portable);
+        Isa::detect().assert_available();
+        assert!(Isa::available().is_sorted());
     }
 }

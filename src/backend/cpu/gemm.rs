@@ -1,0 +1,374 @@
+//! Matrix products on the CPU.
+//!
+//! The plan is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
+//! The depth `k` is cut into slices. Within one, both operands are packed into panels as wide as the
+//! micro-kernel's tile, so that it reads memory in order; a panel of B stays in the L1 cache while the
+//! panels of a block of A, which stays in L2, pass by it.
+//!
+//! Work is divided along the longer side of C only. The operand of the shorter side is needed by all tasks:
+//! it is packed once, in parallel, into a shared buffer. The other is packed by each task, block by block,
+//! into its thread's scratch, where it is used while still in the cache.
+//!
+//! An element of C is the sum over its slices, in order, of sums over a slice, in order. Slices depend on `k`
+//! alone, so an element has the same bits whatever the threads, the tile it falls in and the other rows.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kernel;
+mod pack;
+mod portable;
+mod write;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::scratch::Workspace;
+use super::shared::SharedMut;
+use kernel::{Kernel, TILE};
+use pack::Operand;
+use write::{Finish, Target};
+
+/// Which operand of C `[m, n]` is transposed; all matrices are row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A · Bᵀ of A `[m, k]` and B `[n, k]`.
+    NT,
+    /// A · B of A `[m, k]` and B `[k, n]`.
+    NN,
+    /// Aᵀ · B of A `[k, m]` and B `[k, n]`.
+    TN,
+}
+
+/// A row-major matrix, or a part of one: row `i` starts at `i * stride`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// From the first element to at least the last.
+    pub data: &'a [f32],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// From one row to the next, in elements.
+    pub stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A dense matrix: rows follow one another.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a dense [{rows}, {cols}] matrix");
+        Self { data, rows, cols, stride: cols }
+    }
+
+    /// A matrix whose rows are `stride` apart.
+    pub fn with_stride(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert_strided(data.len(), rows, cols, stride);
+        Self { data, rows, cols, stride }
+    }
+}
+
+/// A [`Matrix`] that is written.
+pub struct MatrixMut<'a> {
+    /// From the first element to at least the last.
+    pub data: &'a mut [f32],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// From one row to the next, in elements.
+    pub stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// A dense matrix: rows follow one another.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a dense [{rows}, {cols}] matrix");
+        Self { data, rows, cols, stride: cols }
+    }
+
+    /// A matrix whose rows are `stride` apart.
+    pub fn with_stride(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert_strided(data.len(), rows, cols, stride);
+        Self { data, rows, cols, stride }
+    }
+}
+
+fn assert_strided(length: usize, rows: usize, cols: usize, stride: usize) {
+    assert!(
+        cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= length),
+        "a [{rows}, {cols}] matrix with rows {stride} apart does not fit {length} elements"
+    );
+}
+
+/// What happens to a product as it is written.
+pub enum WriteBack<'a> {
+    /// C = AB
+    Store,
+    /// C += AB
+    Add,
+    /// C = AB + bias, the bias `[n]` added to every row
+    Bias(&'a [f32]),
+    /// C = gelu(AB + bias), in the erf form
+    BiasGelu {
+        /// `[n]`
+        bias: &'a [f32],
+        /// AB + bias `[m, n]`, dense, kept for the backward pass; empty if it is not needed.
+        before: &'a mut [f32],
+    },
+}
+
+/// The product of A and B as `form` says, written to C by all threads of the current rayon pool.
+///
+/// The workspace grows to what the product needs, unless [`reserve`] has seen to that.
+pub fn gemm(
+    isa: Isa,
+    workspace: &mut Workspace,
+    form: Form,
+    a: Matrix,
+    b: Matrix,
+    c: MatrixMut,
+    write_back: WriteBack,
+) {
+    let product = Product::new(isa, form, a, b, c, write_back);
+    let Product { kernel, m, n, k, .. } = product;
+    if m * n * k < SMALL {
+        let (_, scratch) = workspace.parts(0);
+        return scratch.with(kernel.private_floats(), |scratch| product.run(0..m, 0..n, None, scratch));
+    }
+
+    let (side, panels, block) = if product.rows_are_divided() {
+        (m, kernel.rows, kernel.row_block)
+    } else {
+        (n, kernel.columns, kernel.column_block)
+    };
+    let threads = rayon::current_num_threads();
+    let tasks = side.div_ceil(block).next_multiple_of(threads);
+    let length = side.div_ceil(tasks).next_multiple_of(panels);
+
+    let (shared, scratch) = workspace.parts(kernel.shared_floats(m, n, k));
+    product.pack_shared(shared);
+    (0..side.div_ceil(length)).into_par_iter().with_max_len(1).for_each(|task| {
+        let part = task * length..((task + 1) * length).min(side);
+        let (rows, columns) = if product.rows_are_divided() { (part, 0..n) } else { (0..m, part) };
+        scratch.with(kernel.private_floats(), |scratch| product.run(rows, columns, Some(shared), scratch));
+    });
+}
+
+/// The product of A and B by the calling thread alone, for small products within a parallel region.
+/// `scratch` holds at least [`serial_scratch`] floats. C is overwritten, or added to if `accumulate`.
+pub fn gemm_serial(
+    isa: Isa,
+    scratch: &mut [f32],
+    form: Form,
+    a: Matrix,
+    b: Matrix,
+    c: MatrixMut,
+    accumulate: bool,
+) {
+    let write_back = if accumulate { WriteBack::Add } else { WriteBack::Store };
+    let product = Product::new(isa, form, a, b, c, write_back);
+    product.run(0..product.m, 0..product.n, None, scratch);
+}
+
+/// How much scratch [`gemm_serial`] needs, in floats.
+pub fn serial_scratch(isa: Isa) -> usize {
+    Kernel::of(isa).private_floats()
+}
+
+/// Makes room for the product of an `[m, k]` and a `[k, n]` matrix.
+pub fn reserve(isa: Isa, workspace: &mut Workspace, m: usize, n: usize, k: usize) {
+    let kernel = Kernel::of(isa);
+    workspace.reserve(kernel.shared_floats(m, n, k), kernel.private_floats());
+}
+
+/// Multiplications below which handing tasks to threads takes longer than the product (some 10 µs).
+const SMALL: usize = 1 << 19;
+
+/// A product whose shapes have been checked.
+struct Product<'a> {
+    kernel: &'static Kernel,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Operand<'a>,
+    b: Operand<'a>,
+    target: Target<'a>,
+}
+
+impl<'a> Product<'a> {
+    fn new(
+        isa: Isa,
+        form: Form,
+        a: Matrix<'a>,
+        b: Matrix<'a>,
+        c: MatrixMut<'a>,
+        write_back: WriteBack<'a>,
+    ) -> Self {
+        let (a, b) = match form {
+            Form::NT => (Operand::rows(a), Operand::rows(b)),
+            Form::NN => (Operand::rows(a), Operand::columns(b)),
+            Form::TN => (Operand::columns(a), Operand::columns(b)),
+        };
+        let (m, n, k) = (a.lines, b.lines, a.depth);
+        assert_eq!(k, b.depth, "{form:?} product of [{m}, {k}] and [{}, {n}]", b.depth);
+        assert_eq!((c.rows, c.cols), (m, n), "{form:?} product [{m}, {n}] written to another shape");
+        let (add, finish) = match write_back {
+            WriteBack::Store => (false, Finish::Plain),
+            WriteBack::Add => (true, Finish::Plain),
+            WriteBack::Bias(bias) => (false, Finish::Bias(bias)),
+            WriteBack::BiasGelu { bias, before } => {
+                assert!(before.is_empty() || before.len() == m * n, "before of [{m}, {n}]: {}", before.len());
+                let before = (!before.is_empty()).then(|| SharedMut::new(before));
+                (false, Finish::BiasGelu { bias, before })
+            }
+        };
+        if let Finish::Bias(bias) | Finish::BiasGelu { bias, .. } = &finish {
+            assert_eq!(bias.len(), n, "bias of a [{m}, {n}] product");
+        }
+        let target = Target { c: SharedMut::new(c.data), stride: c.stride, columns: n, add, finish };
+        Self { kernel: Kernel::of(isa), m, n, k, a, b, target }
+    }
+
+    /// Tasks divide the longer side of C.
+    fn rows_are_divided(&self) -> bool {
+        self.m >= self.n
+    }
+
+    /// The length of all slices but the last: as few as fit the caches, of about equal length.
+    fn slice_length(&self) -> usize {
+        let count = self.k.div_ceil(self.kernel.depth).max(1);
+        self.k.div_ceil(count).next_multiple_of(pack::GROUP)
+    }
+
+    /// The slices of the depth; one, if it is 0.
+    fn slices(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        blocks(0..self.k.max(1), self.slice_length()).map({
+            let k = self.k;
+            move |slice| slice.start..slice.end.min(k)
+        })
+    }
+
+    /// Packs the operand that all tasks need: slice after slice, panel after panel.
+    fn pack_shared(&self, shared: &mut [f32]) {
+        let (operand, width, pack) = if self.rows_are_divided() {
+            (&self.b, self.kernel.columns, self.kernel.pack_columns)
+        } else {
+            (&self.a, self.kernel.rows, self.kernel.pack_rows)
+        };
+        let (lines, panels) = (operand.lines, operand.lines.div_ceil(width));
+        let length = self.slice_length();
+        let slices = self.k.div_ceil(length);
+        let shared = SharedMut::new(shared);
+        (0..slices * panels).into_par_iter().with_min_len(4).for_each(|index| {
+            let (slice, panel) = (index / panels, index % panels);
+            let depth = slice * length..((slice + 1) * length).min(self.k);
+            let start = (depth.start * panels + panel * depth.len()) * width;
+            // SAFETY: every (slice, panel) has a place of its own.
+            let panel_out = unsafe { shared.slice(start..start + depth.len() * width) };
+            let panel_lines = panel * width..((panel + 1) * width).min(lines);
+            // SAFETY: the kernel's instruction set is available.
+            unsafe { pack(operand, panel_lines, depth, panel_out) };
+        });
+    }
+
+    /// Computes a block of C. `shared` is the packed operand of the shorter side; without it, both are
+    /// packed here.
+    fn run(&self, rows: Range<usize>, columns: Range<usize>, shared: Option<&[f32]>, scratch: &mut [f32]) {
+        let kernel = self.kernel;
+        let (a_private, b_private) = scratch.split_at_mut(kernel.row_block * kernel.depth);
+        let (a_shared, b_shared) = match (shared, self.rows_are_divided()) {
+            (None, _) => (None, None),
+            (Some(shared), true) => (None, Some(shared)),
+            (Some(shared), false) => (Some(shared), None),
+        };
+        // A shared operand is packed whole: all of its lines are one block.
+        let column_block = if b_shared.is_some() { columns.len() } else { kernel.column_block };
+        for slice in self.slices() {
+            for columns in blocks(columns.clone(), column_block) {
+                let b = match b_shared {
+                    Some(shared) => shared_part(shared, &slice, &columns, self.n, kernel.columns),
+                    None => pack(kernel.pack_columns, kernel.columns, &self.b, &columns, &slice, b_private),
+                };
+                for rows in blocks(rows.clone(), kernel.row_block) {
+                    let a = match a_shared {
+                        Some(shared) => shared_part(shared, &slice, &rows, self.m, kernel.rows),
+                        None => pack(kernel.pack_rows, kernel.rows, &self.a, &rows, &slice, a_private),
+                    };
+                    self.multiply_block(a, b, &rows, &columns, &slice);
+                }
+            }
+        }
+    }
+
+    /// Multiplies packed panels: `a` `[rows / kernel.rows][slice][kernel.rows]`, `b` likewise.
+    fn multiply_block(
+        &self,
+        a: &[f32],
+        b: &[f32],
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        slice: &Range<usize>,
+    ) {
+        let kernel = self.kernel;
+        let mut tile = Tile([0.0; TILE]);
+        let stage = write::Stage { first: slice.start == 0, last: slice.end == self.k };
+        for (j, column) in columns.clone().step_by(kernel.columns).enumerate() {
+            let tile_columns = column..(column + kernel.columns).min(columns.end);
+            let b = &b[j * kernel.columns * slice.len()..][..kernel.columns * slice.len()];
+            for (i, row) in rows.clone().step_by(kernel.rows).enumerate() {
+                let tile_rows = row..(row + kernel.rows).min(rows.end);
+                let a = &a[i * kernel.rows * slice.len()..][..kernel.rows * slice.len()];
+                self.target.prefetch(&tile_rows, column, stage);
+                // SAFETY: the kernel's instruction set is available, and `a` and `b` are as long as it
+                // reads. No other task writes these rows and columns of the target.
+                unsafe {
+                    (kernel.multiply)(slice.len(), a.as_ptr(), b.as_ptr(), &mut tile.0);
+                    (kernel.write)(&self.target, &mut tile.0, tile_rows, tile_columns.clone(), stage);
+                }
+            }
+        }
+    }
+}
+
+/// What a micro-kernel computes, before it is written to C.
+#[repr(align(64))]
+struct Tile([f32; TILE]);
+
+/// Cuts a range into pieces of `length`.
+fn blocks(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(length.max(1)).map(move |start| start..(start + length).min(end))
+}
+
+/// The panels of `lines` in a shared operand of `all` lines; `lines` starts at a panel.
+fn shared_part<'s>(
+    shared: &'s [f32],
+    slice: &Range<usize>,
+    lines: &Range<usize>,
+    all: usize,
+    width: usize,
+) -> &'s [f32] {
+    let start = slice.start * all.next_multiple_of(width) + lines.start * slice.len();
+    &shared[start..][..lines.len().next_multiple_of(width) * slice.len()]
+}
+
+/// Packs a block of an operand into scratch.
+fn pack<'s>(
+    pack: pack::Pack,
+    width: usize,
+    operand: &Operand,
+    lines: &Range<usize>,
+    slice: &Range<usize>,
+    scratch: &'s mut [f32],
+) -> &'s [f32] {
+    let packed = &mut scratch[..lines.len().next_multiple_of(width) * slice.len()];
+    // SAFETY: `pack` belongs to the kernel of an available instruction set.
+    unsafe { pack(operand, lines.clone(), slice.clone(), packed) };
+    packed
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! What differs between instruction sets: the innermost loops and the sizes that suit them.
+
+use super::super::isa::Isa;
+use super::pack::Pack;
+use super::write::Write;
+
+/// Elements of the largest tile.
+pub(super) const TILE: usize = 14 * 32;
+
+/// Computes a tile `[rows, columns]` of C from a panel of A `[depth][rows]` and one of B `[depth][columns]`.
+///
+/// Unsafe to call: the instruction set must be available and the panels as long as said.
+pub(super) type Multiply = unsafe fn(depth: usize, a: *const f32, b: *const f32, tile: &mut [f32; TILE]);
+
+/// The innermost loops of one instruction set.
+pub(super) struct Kernel {
+    /// Height of a tile, width of a panel of A.
+    pub(super) rows: usize,
+    /// Width of a tile and of a panel of B.
+    pub(super) columns: usize,
+    /// The longest slice: a panel of B of this depth stays in the L1 cache. A multiple of `GROUP`.
+    pub(super) depth: usize,
+    /// Rows of A that are packed at a time, to stay in the L2 cache; a multiple of `rows`.
+    pub(super) row_block: usize,
+    /// Columns of B that are packed at a time, where it is not packed whole; a multiple of `columns`.
+    pub(super) column_block: usize,
+    pub(super) multiply: Multiply,
+    pub(super) pack_rows: Pack,
+    pub(super) pack_columns: Pack,
+    pub(super) write: Write,
+}
+
+impl Kernel {
+    /// The kernel of an instruction set; panics if this machine cannot run it.
+    pub(super) fn of(isa: Isa) -> &'static Kernel {
+        isa.assert_available();
+        match isa {
+            Isa::Portable => &super::portable::KERNEL,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &super::avx2::KERNEL,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &super::avx512::KERNEL,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => unreachable!("x86-64 only, as was asserted"),
+        }
+    }
+
+    /// Scratch of one task: a block of A and a block of B.
+    pub(super) fn private_floats(&self) -> usize {
+        (self.row_block + self.column_block) * self.depth
+    }
+
+    /// The packed operand of the shorter side of C.
+    pub(super) fn shared_floats(&self, m: usize, n: usize, k: usize) -> usize {
+        k * if m >= n { n.next_multiple_of(self.columns) } else { m.next_multiple_of(self.rows) }
+    }
+}
