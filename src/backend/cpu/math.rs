@@ -36,7 +36,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let rest = multiply_add::<FMA>(exponent, -LN2_LOW, multiply_add::<FMA>(exponent, -LN2_HIGH, x));
     let fraction = polynomial::<FMA, 5>(
         rest,
-        [0.499_999_94, 0.166_665_21, 0.041_668_389, 0.008_368_717, 0.001_381_459_9],
+        [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.001_381_459_9],
     );
     let mantissa = multiply_add::<FMA>(fraction, rest * rest, rest) + 1.0;
     let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(shifted.to_bits() << 23));
@@ -50,7 +50,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
 pub fn tanh<const FMA: bool>(x: f32) -> f32 {
     let size = x.abs();
     let square = x * x;
-    let series = polynomial::<FMA, 4>(square, [-0.333_329_59, 0.133_209_42, -0.052_684_147, 0.016_458_761]);
+    let series = polynomial::<FMA, 4>(square, [-0.333_329_6, 0.133_209_42, -0.052_684_147, 0.016_458_761]);
     let near = multiply_add::<FMA>(series * square, size, size);
     let far = 1.0 - 2.0 / (exp::<FMA>(2.0 * size) + 1.0);
     (if size < 0.55 { near } else { far }).copysign(x)
@@ -70,7 +70,7 @@ fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
             0.107_719_22,
             0.107_565_73,
             0.101_657_33,
-            0.072_615_348,
+            0.072_615_35,
             0.106_565_63,
             -0.067_472_39,
             0.168_331_62,
@@ -106,7 +106,7 @@ pub fn gelu_derivative<const FMA: bool>(x: f32) -> f32 {
 }
 
 /// The slope of the inner function of [`gelu_tanh`]: `2 sqrt(2 / pi)`.
-const TANH_SLOPE: f32 = 1.595_769_1;
+const TANH_SLOPE: f32 = 1.595_769;
 /// The weight of its cubic term.
 const TANH_CUBIC: f32 = 0.044_715;
 

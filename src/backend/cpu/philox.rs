@@ -4,7 +4,6 @@
 //! element's row and its column, and on nothing else: not on the thread count, the packing or the backend. A draw is
 //! 16 bits; a block of the generator gives the eight draws of eight neighbouring columns.
 
-use super::isa::Isa;
 use super::simd::multiversion;
 use crate::tensor::Dropout;
 
@@ -99,6 +98,7 @@ pub(super) fn keep_row_inline(
 
 #[cfg(test)]
 mod tests {
+    use super::super::isa::Isa;
     use super::*;
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
         let counter = [(column / 8) as u32, row_key, dropout.site << 8 | head, STREAM.step];
         let words = philox4x32_10(counter, [0x89ab_cdef, 0x0123_4567]);
         let word = words[column % 8 / 2];
-        let draw = if column % 2 == 0 { word & 0xffff } else { word >> 16 };
+        let draw = if column.is_multiple_of(2) { word & 0xffff } else { word >> 16 };
         if draw >= dropout.threshold { 1.0 / (1.0 - dropout.threshold as f32 / 65536.0) } else { 0.0 }
     }
 
