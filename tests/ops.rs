@@ -1,0 +1,400 @@
+//! Every operation and whole models against f64: the forward pass against the equations, the gradients
+//! against central differences of that f64 forward pass, with dropout on.
+
+mod common;
+
+use std::collections::{BTreeSet, HashMap};
+
+use common::{Numbers, forward};
+use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
+use mtdnn_raw::data::{Batch, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, extents};
+use mtdnn_raw::tensor::{
+    Activation, DType, Extents, Mode, Program, Rows, Space, Span, Tape, TokenIndex, Var,
+};
+
+/// A small computation to be checked: a tape, and numbers for its parameters and inputs.
+struct Case {
+    tape: Tape,
+    parameters: Vec<f32>,
+    floats: HashMap<Var, Vec<f32>>,
+    indices: HashMap<Var, Vec<u32>>,
+    extents: Extents,
+    draws: u32,
+}
+
+impl Case {
+    /// Three sequences of 5, 1 and 9 tokens in two groups.
+    fn new() -> Self {
+        let extents = Extents { tokens: 15, sequences: 3, groups: 2 };
+        Self {
+            tape: Tape::new(Mode::Training),
+            parameters: Vec::new(),
+            floats: HashMap::new(),
+            indices: HashMap::new(),
+            extents,
+            draws: 0,
+        }
+    }
+
+    /// A number in [-1, 1], another at each call.
+    fn draw(&mut self) -> f32 {
+        self.draws += 1;
+        let word = mtdnn_raw::backend::cpu::philox::philox4x32_10([self.draws, 0, 0, 0], [7, 7])[0];
+        (f64::from(word) / f64::from(u32::MAX) * 2.0 - 1.0) as f32
+    }
+
+    fn parameter(&mut self, name: &str, rows: usize, cols: usize) -> Var {
+        let offset = self.parameters.len();
+        for _ in 0..rows * cols {
+            let value = self.draw();
+            self.parameters.push(value);
+        }
+        self.tape.parameter(name, offset, rows, cols)
+    }
+
+    fn indices(&mut self, name: &str, rows: Rows, values: &[u32]) -> Var {
+        let var = self.tape.input(name, DType::U32, rows, 1);
+        self.indices.insert(var, values.to_vec());
+        var
+    }
+
+    fn index(&mut self) -> TokenIndex {
+        let ids = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0];
+        let mut order: Vec<u32> = (0..15).collect();
+        order.sort_by_key(|&row| ids[row as usize]);
+        let lengths = [5u32, 1, 9];
+        let places: Vec<u32> =
+            (0u32..3).flat_map(|s| (0..lengths[s as usize]).map(move |position| s << 16 | position)).collect();
+        TokenIndex {
+            ids: self.indices("ids", Rows::Tokens, &ids),
+            types: self.indices("types", Rows::Tokens, &[0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
+            places: self.indices("places", Rows::Tokens, &places),
+            order: self.indices("order", Rows::Tokens, &order),
+            starts: self.indices("starts", Rows::SequenceStarts, &[0, 5, 6, 15]),
+        }
+    }
+
+    /// Token vectors that depend on parameters.
+    fn tokens(&mut self, index: TokenIndex, hidden: usize) -> Var {
+        let word = self.parameter("word", 7, hidden);
+        let position = self.parameter("position", 9, hidden);
+        let token_type = self.parameter("type", 2, hidden);
+        self.tape.embedding(index, word, position, token_type)
+    }
+
+    fn linear(&mut self, x: Var, outputs: usize, activation: Activation) -> Var {
+        let inputs = self.tape.shape(x).cols;
+        let weight = self.parameter("weight", outputs, inputs);
+        let bias = self.parameter("bias", 1, outputs);
+        self.tape.linear(x, weight, bias, activation)
+    }
+
+    fn norm(&mut self, x: Var, residual: Option<Var>, probability: f32, keys: Var) -> Var {
+        let cols = self.tape.shape(x).cols;
+        let gamma = self.parameter("gamma", 1, cols);
+        let beta = self.parameter("beta", 1, cols);
+        let dropout = self.tape.dropout_site(probability);
+        self.tape.add_norm(x, residual, gamma, beta, 1e-12, dropout, keys)
+    }
+
+    /// A loss over all elements of `x`: a linear map to one number a row, then the squared error.
+    fn squared(&mut self, x: Var) -> Var {
+        let out = self.linear(x, 1, Activation::Identity);
+        let rows = self.tape.shape(out).rows;
+        let targets = self.tape.input("targets", DType::F32, rows, 1);
+        let values = (0..rows.count(&self.extents)).map(|_| self.draw()).collect();
+        self.floats.insert(targets, values);
+        self.tape.squared_error(out, targets)
+    }
+}
+
+fn embedding(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 11);
+    case.squared(x)
+}
+
+fn linear(case: &mut Case, activation: Activation) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 10);
+    let y = case.linear(x, 13, activation);
+    let z = case.linear(y, 6, Activation::Identity);
+    case.squared(z)
+}
+
+fn attention(case: &mut Case, heads: usize, size: usize, probability: f32) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 6);
+    let qkv = case.linear(x, 3 * heads * size, Activation::Identity);
+    let dropout = case.tape.dropout_site(probability);
+    let context = case.tape.attention(qkv, index.starts, heads, dropout);
+    case.squared(context)
+}
+
+/// `x` is used three times: stored once, added to twice, once through a part of its own.
+fn norms(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 9);
+    let y = case.norm(x, None, 0.0, index.places);
+    let z = case.norm(x, Some(y), 0.3, index.places);
+    let w = case.norm(z, Some(x), 0.1, index.places);
+    case.squared(w)
+}
+
+fn dropout(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 17);
+    let site = case.tape.dropout_site(0.4);
+    let y = case.tape.drop(x, Some(index.places), site);
+    let first = case.tape.gather_first(y, index.starts);
+    let site = case.tape.dropout_site(0.2);
+    let z = case.tape.drop(first, None, site);
+    case.squared(z)
+}
+
+/// The gathered rows' gradient adds to that of another use.
+fn gather(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let y = case.linear(x, 8, Activation::Identity);
+    let z = case.norm(y, Some(x), 0.0, index.places);
+    let first = case.tape.gather_first(z, index.starts);
+    case.squared(first)
+}
+
+fn cross_entropy(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather_first(x, index.starts);
+    let logits = case.linear(first, 5, Activation::Identity);
+    let labels = case.indices("labels", Rows::Sequences, &[4, 0, 2]);
+    case.tape.cross_entropy(logits, labels)
+}
+
+fn ranking(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather_first(x, index.starts);
+    let scores = case.linear(first, 1, Activation::Identity);
+    let groups = case.indices("groups", Rows::GroupStarts, &[0, 2, 3]);
+    let positives = case.indices("positives", Rows::Groups, &[1, 0]);
+    case.tape.ranking(scores, groups, positives, 1.5)
+}
+
+/// One list of operations; each in every shape of interest.
+fn cases() -> Vec<(&'static str, Box<dyn Fn(&mut Case) -> Var>)> {
+    vec![
+        ("embedding", Box::new(embedding)),
+        ("linear", Box::new(|case| linear(case, Activation::Identity))),
+        ("linear gelu", Box::new(|case| linear(case, Activation::Gelu))),
+        ("linear gelu tanh", Box::new(|case| linear(case, Activation::GeluTanh))),
+        ("linear relu", Box::new(|case| linear(case, Activation::Relu))),
+        ("linear tanh", Box::new(|case| linear(case, Activation::Tanh))),
+        ("attention of one head", Box::new(|case| attention(case, 1, 8, 0.0))),
+        ("attention with dropout", Box::new(|case| attention(case, 3, 5, 0.3))),
+        ("norms", Box::new(norms)),
+        ("dropout", Box::new(dropout)),
+        ("gather", Box::new(gather)),
+        ("cross entropy", Box::new(cross_entropy)),
+        ("ranking", Box::new(ranking)),
+    ]
+}
+
+const SEED: u64 = 0x1234_5678_9ABC;
+const STEP: u32 = 3;
+
+#[test]
+fn gradients_equal_central_differences() {
+    for (name, build) in cases() {
+        for scale in [1.0, 0.25] {
+            let mut case = Case::new();
+            let loss = build(&mut case);
+            let Case { tape, parameters, floats, indices, extents, .. } = case;
+            // Room for more than the batch: what lies beyond the batch must not matter.
+            let capacity = Extents { tokens: 20, sequences: 5, groups: 4 };
+            let program = Program::training(tape, loss, scale, false, capacity);
+            check(name, &program, loss, scale, &parameters, &floats, &indices, extents);
+        }
+    }
+}
+
+/// Runs the program on the CPU backend and compares loss and gradients with f64.
+#[expect(clippy::too_many_arguments, reason = "one call for all that a program runs on")]
+fn check(
+    name: &str,
+    program: &Program,
+    loss: Var,
+    scale: f32,
+    parameters: &[f32],
+    floats: &HashMap<Var, Vec<f32>>,
+    indices: &HashMap<Var, Vec<u32>>,
+    extents: Extents,
+) {
+    let mut backend = CpuBackend::new();
+    let sizes = Sizes { parameters: parameters.len(), arena: program.arena_len(), training: true };
+    backend.reserve(&sizes).unwrap();
+    let whole = |space| Span { space, offset: 0, len: parameters.len() };
+    backend.write(whole(Space::Parameters), bytemuck::cast_slice(parameters)).unwrap();
+    // Garbage that stores must overwrite, in the arena as well.
+    let garbage = vec![f32::NAN; program.arena_len()];
+    let arena = Span { space: Space::Arena, offset: 0, len: garbage.len() };
+    backend.write(arena, bytemuck::cast_slice(&garbage)).unwrap();
+    backend.write(whole(Space::Gradients), bytemuck::cast_slice(&garbage_of(parameters.len()))).unwrap();
+    for (&var, values) in floats.iter().filter(|(var, _)| program.uses(**var)) {
+        backend.write(program.span(var, &extents), bytemuck::cast_slice(values)).unwrap();
+    }
+    for (&var, values) in indices.iter().filter(|(var, _)| program.uses(**var)) {
+        backend.write(program.span(var, &extents), bytemuck::cast_slice(values)).unwrap();
+    }
+    backend.run(program, &StepScalars { extents, seed: SEED, step: STEP }).unwrap();
+    let mut computed = [0.0f32];
+    backend.read(program.span(loss, &extents), bytemuck::cast_slice_mut(&mut computed)).unwrap();
+    let mut gradients = vec![0.0f32; parameters.len()];
+    backend.read(whole(Space::Gradients), bytemuck::cast_slice_mut(&mut gradients)).unwrap();
+
+    let mut numbers = Numbers {
+        parameters: parameters.iter().map(|&p| f64::from(p)).collect(),
+        floats: floats.iter().map(|(&v, x)| (v, x.iter().map(|&x| f64::from(x)).collect())).collect(),
+        indices: indices.clone(),
+        extents,
+        seed: SEED,
+        step: STEP,
+    };
+    let exact = forward(program, &numbers)[&loss][0];
+    let error = (f64::from(computed[0]) - exact).abs();
+    assert!(error <= 2e-6 * exact.abs().max(1.0), "{name}: loss {} is not {exact}", computed[0]);
+
+    let mut quotients = Vec::new();
+    let covered = program.gradient_ranges();
+    let checked: Vec<usize> = covered.iter().flat_map(|range| sample(range.clone())).collect();
+    for &i in &checked {
+        let center = numbers.parameters[i];
+        let mut at = |value: f64| {
+            numbers.parameters[i] = value;
+            forward(program, &numbers)[&loss][0]
+        };
+        let h = 1e-5;
+        quotients.push((at(center + h) - at(center - h)) / (2.0 * h) * f64::from(scale));
+        numbers.parameters[i] = center;
+    }
+    let largest = quotients.iter().fold(0.0f64, |most, q| most.max(q.abs()));
+    for (&i, &quotient) in checked.iter().zip(&quotients) {
+        let error = (f64::from(gradients[i]) - quotient).abs();
+        // f32 sums of some hundred terms of the size of the largest gradient.
+        assert!(
+            error <= 1e-5 * largest.max(1e-3),
+            "{name}: gradient {i} is {}, the difference quotient {quotient} (largest {largest})",
+            gradients[i]
+        );
+    }
+}
+
+/// At most 60 elements of a range, ends included.
+fn sample(range: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
+    let step = range.len().div_ceil(60).max(1);
+    range.clone().step_by(step).chain(range.end.checked_sub(1))
+}
+
+fn garbage_of(len: usize) -> Vec<f32> {
+    vec![f32::NAN; len]
+}
+
+fn tiny_config(act: HiddenAct) -> BertConfig {
+    BertConfig {
+        vocab_size: 7,
+        hidden_size: 8,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 12,
+        hidden_act: act,
+        hidden_dropout_prob: 0.2,
+        attention_probs_dropout_prob: 0.3,
+        max_position_embeddings: 9,
+        initializer_range: 0.5,
+        ..BertConfig::default()
+    }
+}
+
+fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> TaskSpec {
+    TaskSpec {
+        name: name.to_string(),
+        kind,
+        labels: labels.iter().map(|label| label.to_string()).collect(),
+        metrics: vec![metric],
+        dropout: 0.25,
+        head: None,
+        files: Vec::new(),
+    }
+}
+
+#[test]
+fn a_model_with_each_head_has_the_right_gradients() {
+    let tasks = [
+        task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
+        task("score", TaskKind::Regression, &[], MetricKind::Pearson),
+        task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
+    ];
+    let batch = Batch {
+        task: 0,
+        ids: vec![3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0],
+        types: vec![0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1],
+        places: (0u32..3).flat_map(|s| (0..[5, 1, 9][s as usize]).map(move |p| s << 16 | p)).collect(),
+        starts: vec![0, 5, 6, 15],
+        order: vec![14, 1, 3, 10, 12, 5, 0, 8, 2, 11, 4, 7, 9, 13, 6],
+        groups: vec![0, 2, 3],
+        labels: vec![1, 0],
+        targets: vec![2.5, -1.0],
+    };
+    for act in [HiddenAct::Gelu, HiddenAct::GeluNew] {
+        let model = Model::new(&tiny_config(act), &tasks);
+        let mut parameters = vec![0.0; model.parameters().len()];
+        for (number, parameter) in model.parameters().parameters().iter().enumerate() {
+            let values = &mut parameters[parameter.range()];
+            model.parameters().initialise(parameter, 5, values);
+            // Biases and norms off their zeros and ones.
+            values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
+        }
+        for (number, task) in tasks.iter().enumerate() {
+            // The first two heads answer each sequence by itself.
+            let batch = match task.kind {
+                TaskKind::Ranking => batch.clone(),
+                _ => Batch {
+                    groups: vec![0, 1, 2, 3],
+                    labels: vec![1, 0, 2],
+                    targets: vec![2.5, -1.0, 0.5],
+                    ..batch.clone()
+                },
+            };
+            let capacity = Extents { tokens: 32, sequences: 4, groups: 4 };
+            let recorded = model.training(number, capacity, 1.0, false);
+            let (floats, indices) = recorded.inputs(&batch);
+            let loss = recorded.outputs[0];
+            check(
+                &task.name,
+                &recorded.program,
+                loss,
+                1.0,
+                &parameters,
+                &floats,
+                &indices,
+                extents(&batch),
+            );
+        }
+    }
+}
+
+/// Every operation is met by the list above, the backward ones too.
+#[test]
+fn no_operation_goes_unchecked() {
+    let mut met = BTreeSet::new();
+    for (_, build) in cases() {
+        let mut case = Case::new();
+        let loss = build(&mut case);
+        let program = Program::training(case.tape, loss, 1.0, false, case.extents);
+        met.extend(program.ops().iter().map(|op| op.name()));
+    }
+    let all: BTreeSet<_> = mtdnn_raw::tensor::Op::NAMES.into_iter().collect();
+    assert_eq!(met, all);
+}
