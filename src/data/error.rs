@@ -30,6 +30,10 @@ pub enum DataError {
     #[error("{}:{line}: not a line of JSON: {reason}", path.display())]
     Json { path: PathBuf, line: u64, reason: String },
 
+    #[error("{}:{line}: a quote opens here and is never closed; double it inside a field, or save the file as TSV",
+            path.display())]
+    OpenQuote { path: PathBuf, line: u64 },
+
     #[error("{}:{line}: field {field:?} {reason}", path.display())]
     Field { path: PathBuf, line: u64, field: String, reason: String },
 
@@ -43,21 +47,26 @@ pub enum DataError {
             path.display())]
     Group { path: PathBuf, line: u64, group: String, reason: String },
 
+    #[error("{}:{line}: {reason}; a test file needs an answer to every row, so none can be skipped", path.display())]
+    Unanswerable { path: PathBuf, line: u64, reason: &'static str },
+
     #[error("{}: no examples{}", path.display(), because(skipped))]
     Empty { path: PathBuf, skipped: Option<String> },
 
     #[error("{}: {reason}", path.display())]
     Vocabulary { path: PathBuf, reason: String },
 
-    #[error("{name:?} is not a known task ({known}){}; for your own data name its files and columns",
-            nearest(nearest_name))]
+    #[error(
+        "{name:?} is not a known task ({known}){}; for your own data name its files and columns",
+        nearest(nearest_name)
+    )]
     UnknownTask { name: String, known: String, nearest_name: Option<String> },
 
     #[error("task {task:?}: {reason}")]
     Task { task: String, reason: String },
 
-    #[error("task {task:?}: no {split} file in {}: looked for {tried}", directory.display())]
-    NoFile { task: String, split: String, directory: PathBuf, tried: String },
+    #[error("task {task:?}: no file of it in {}: looked for {tried}", directory.display())]
+    NoFile { task: String, directory: PathBuf, tried: String },
 }
 
 impl DataError {
