@@ -30,6 +30,10 @@ pub enum DataError {
     #[error("{}:{line}: not a line of JSON: {reason}", path.display())]
     Json { path: PathBuf, line: u64, reason: String },
 
+    #[error("{}:{line}: a quote opens here and is never closed; double it inside a field, or save the file as TSV",
+            path.display())]
+    OpenQuote { path: PathBuf, line: u64 },
+
     #[error("{}:{line}: field {field:?} {reason}", path.display())]
     Field { path: PathBuf, line: u64, field: String, reason: String },
 
@@ -42,6 +46,9 @@ pub enum DataError {
     #[error("{}:{line}: group {group:?} {reason}; each group needs two rows or more and exactly one with label 1",
             path.display())]
     Group { path: PathBuf, line: u64, group: String, reason: String },
+
+    #[error("{}:{line}: {reason}; a test file needs an answer to every row, so none can be skipped", path.display())]
+    Unanswerable { path: PathBuf, line: u64, reason: &'static str },
 
     #[error("{}: no examples{}", path.display(), because(skipped))]
     Empty { path: PathBuf, skipped: Option<String> },
@@ -58,8 +65,8 @@ pub enum DataError {
     #[error("task {task:?}: {reason}")]
     Task { task: String, reason: String },
 
-    #[error("task {task:?}: no {split} file in {}: looked for {tried}", directory.display())]
-    NoFile { task: String, split: String, directory: PathBuf, tried: String },
+    #[error("task {task:?}: no file of it in {}: looked for {tried}", directory.display())]
+    NoFile { task: String, directory: PathBuf, tried: String },
 }
 
 impl DataError {

@@ -13,11 +13,26 @@
 //! | [`batch`] | the packed arrays that a step reads |
 
 pub mod batch;
+pub mod cache;
+pub mod custom;
 pub mod dataset;
 mod error;
+pub mod glue;
+pub mod random;
+pub mod reader;
+mod rows;
+pub mod sampler;
 pub mod task;
+pub mod tokenizer;
 
 pub use batch::{Batch, Capacity};
+pub use custom::TaskEntry;
 pub use dataset::{Dataset, Example, Label, Text};
 pub use error::DataError;
-pub use task::{MetricKind, TaskKind, TaskSpec};
+pub use reader::Skipped;
+pub use sampler::Sampler;
+pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec};
+pub use tokenizer::Tokenizer;
+
+#[cfg(test)]
+mod tests;

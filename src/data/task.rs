@@ -141,7 +141,7 @@ pub struct TaskSpec {
     /// What its head answers.
     pub kind: TaskKind,
     /// The classes in order: class `i` is called `labels[i]`. Empty for regression and ranking, and until
-    /// [`TaskSpec::learn_labels`] for a classification task that names none.
+    /// [`learn_labels`](super::reader::learn_labels) for a classification task that names none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// What to report; the first is the main one.
@@ -295,6 +295,24 @@ pub enum Columns {
     },
 }
 
+impl Columns {
+    /// Whether one of them holds the answer.
+    pub fn labelled(&self) -> bool {
+        match self {
+            Columns::Row { label, .. } | Columns::Grouped { label, .. } => label.is_some(),
+            Columns::List { positive, .. } => positive.is_some(),
+        }
+    }
+
+    /// The same columns for a file that has no answers.
+    pub(crate) fn forget_label(&mut self) {
+        match self {
+            Columns::Row { label, .. } | Columns::Grouped { label, .. } => *label = None,
+            Columns::List { positive, .. } => *positive = None,
+        }
+    }
+}
+
 /// One column of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -325,6 +343,8 @@ pub struct Quirks {
     pub short_rows: bool,
     /// Rows may have any number of fields, as long as those named exist (SNLI's 15 under a header of 11).
     pub uneven_rows: bool,
+    /// Rows with an empty text are skipped; in test files they are kept, for they want an answer.
+    pub empty_texts: bool,
     /// Rows labelled `-` are skipped: the annotators did not agree (MNLI, SNLI).
     pub no_consensus: bool,
 }

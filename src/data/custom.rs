@@ -1,0 +1,234 @@
+//! A task as a run file names it: a known one by its folder, or one's own by its files and columns.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::DataError;
+use super::glue;
+use super::task::{Column, Columns, Format, MetricKind, Quirks, SourceFile, Split, TaskKind, TaskSpec};
+
+/// The dropout of a head where nothing else is said.
+const DROPOUT: f32 = 0.1;
+
+/// One `[[task]]` of a run file. What is left out is known for a known task, and a default for one's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskEntry {
+    /// The task's name; a known one (`rte`) brings everything but its folder.
+    pub name: String,
+    /// What its head answers; classification if not said, ranking if `candidates` or `group` is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<TaskKind>,
+    /// The folder of a known task, or the one that holds GLUE; or one with `train`, `dev` and `test` files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// The file to train on: `.tsv` (or `.txt`), `.csv` or `.jsonl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<PathBuf>,
+    /// The file to measure on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dev: Option<PathBuf>,
+    /// The file to answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// Whether the first row names the columns; if not said, it does where columns are named by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<bool>,
+    /// The column of the text, or of the first of a pair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_a: Option<Column>,
+    /// The column of the second text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_b: Option<Column>,
+    /// The column of the label or score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<Column>,
+    /// Ranking: the key of the query.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query: Option<Column>,
+    /// Ranking: the key of the list of candidates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Column>,
+    /// Ranking: the key of the right candidate's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positive: Option<Column>,
+    /// Ranking, one candidate a row: the column that a query's rows have in common.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Column>,
+    /// The classes in order; if not said, those of the train file, sorted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// What to report; the first is the main one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Vec<MetricKind>>,
+    /// Dropout of the head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f32>,
+}
+
+impl TaskEntry {
+    /// The task that is meant. Relative paths are as the program finds them; labels are not learned yet.
+    ///
+    /// # Errors
+    /// If something that is needed is not said, or what is said does not fit together.
+    pub fn resolve(&self) -> Result<TaskSpec, DataError> {
+        let mut spec = match self.known()? {
+            Some(spec) => spec,
+            None => self.own()?,
+        };
+        if let Some(metrics) = &self.metrics {
+            spec.metrics.clone_from(metrics);
+        }
+        if let Some(dropout) = self.dropout {
+            spec.dropout = dropout;
+        }
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// A task known by its own name or by that of its folder, unless columns are named.
+    fn known(&self) -> Result<Option<TaskSpec>, DataError> {
+        let (Some(data), None) = (&self.data, self.first_column()) else { return Ok(None) };
+        let folder = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(known) = glue::find(&self.name).or_else(|| glue::find(folder)) else { return Ok(None) };
+        let mut spec = glue::task(known, data)?;
+        if glue::find(&self.name).is_none() {
+            spec.name.clone_from(&self.name);
+        }
+        if let Some(kind) = self.kind.filter(|&kind| kind != spec.kind) {
+            return Err(self.wrong(format!("{known} is a {} task, not {kind}", spec.kind)));
+        }
+        for (key, given) in [
+            ("labels", self.labels.is_some()),
+            ("header", self.header.is_some()),
+            ("train", self.train.is_some()),
+            ("dev", self.dev.is_some()),
+            ("test", self.test.is_some()),
+        ] {
+            if given {
+                return Err(
+                    self.wrong(format!("{key} is known of {known}; leave it out, or name all columns"))
+                );
+            }
+        }
+        Ok(Some(spec))
+    }
+
+    fn own(&self) -> Result<TaskSpec, DataError> {
+        let kind = self.kind.unwrap_or(if self.candidates.is_some() || self.group.is_some() {
+            TaskKind::Ranking
+        } else {
+            TaskKind::Classification
+        });
+        let columns = self.columns(kind)?;
+        let mut files = Vec::new();
+        for (split, given) in
+            [(Split::Train, &self.train), (Split::Dev, &self.dev), (Split::Test, &self.test)]
+        {
+            if let Some(path) = given.clone().or_else(|| self.in_folder(split)) {
+                files.push(self.source(split, path, columns.clone())?);
+            }
+        }
+        if files.is_empty() {
+            let reason = match &self.data {
+                Some(data) => {
+                    format!("{} has no train, dev or test file (.tsv, .csv or .jsonl)", data.display())
+                }
+                None => "it has no files; name train and dev, or data, a folder".to_string(),
+            };
+            return Err(self.wrong(reason));
+        }
+        Ok(TaskSpec {
+            name: self.name.clone(),
+            kind,
+            labels: self.labels.clone().unwrap_or_default(),
+            metrics: kind.default_metrics(),
+            dropout: DROPOUT,
+            head: None,
+            files,
+        })
+    }
+
+    fn columns(&self, kind: TaskKind) -> Result<Columns, DataError> {
+        let need = |key: &str, column: &Option<Column>| {
+            column.clone().ok_or_else(|| self.wrong(format!("it does not say which column is {key}")))
+        };
+        let columns = if kind != TaskKind::Ranking {
+            Columns::Row {
+                text_a: need("text_a", &self.text_a)?,
+                text_b: self.text_b.clone(),
+                label: Some(need("label", &self.label)?),
+            }
+        } else if self.group.is_some() {
+            Columns::Grouped {
+                group: need("group", &self.group)?,
+                query: need("text_a", &self.text_a)?,
+                candidate: need("text_b", &self.text_b)?,
+                label: Some(need("label", &self.label)?),
+            }
+        } else {
+            Columns::List {
+                query: need("query", &self.query)?,
+                candidates: need("candidates", &self.candidates)?,
+                positive: Some(need("positive", &self.positive)?),
+            }
+        };
+        let (used, shape): (&[&str], &str) = match &columns {
+            Columns::Row { .. } => (&["text_a", "text_b", "label"], "this kind of task"),
+            Columns::Grouped { .. } => (&["group", "text_a", "text_b", "label"], "ranking by group"),
+            Columns::List { .. } => (&["query", "candidates", "positive"], "ranking by candidates"),
+        };
+        match self.named_columns().into_iter().find(|(key, _)| !used.contains(key)) {
+            Some((key, _)) => Err(self.wrong(format!("{key} is not a column of {shape}"))),
+            None => Ok(columns),
+        }
+    }
+
+    /// The columns that are said, with their keys.
+    fn named_columns(&self) -> Vec<(&'static str, &Column)> {
+        let all = [
+            ("text_a", &self.text_a),
+            ("text_b", &self.text_b),
+            ("label", &self.label),
+            ("query", &self.query),
+            ("candidates", &self.candidates),
+            ("positive", &self.positive),
+            ("group", &self.group),
+        ];
+        all.into_iter().filter_map(|(key, column)| Some((key, column.as_ref()?))).collect()
+    }
+
+    fn first_column(&self) -> Option<&Column> {
+        self.named_columns().first().map(|(_, column)| *column)
+    }
+
+    fn source(&self, split: Split, path: PathBuf, mut columns: Columns) -> Result<SourceFile, DataError> {
+        if split == Split::Test {
+            columns.forget_label();
+        }
+        let named = self.named_columns().iter().any(|(_, column)| matches!(column, Column::Name(_)));
+        let header = self.header.unwrap_or(named);
+        let format = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("tsv" | "txt") => Format::Tsv { header },
+            Some("csv") => Format::Csv { header },
+            Some("jsonl" | "ndjson") => Format::Jsonl,
+            _ => {
+                let reason = format!("{} is none of .tsv, .txt, .csv, .jsonl", path.display());
+                return Err(self.wrong(reason));
+            }
+        };
+        Ok(SourceFile { split, name: split.to_string(), path, format, columns, quirks: Quirks::default() })
+    }
+
+    /// The file of `split` in the folder that is given, if there is one.
+    fn in_folder(&self, split: Split) -> Option<PathBuf> {
+        let folder: &Path = self.data.as_deref()?;
+        let names = ["tsv", "csv", "jsonl"].map(|extension| folder.join(format!("{split}.{extension}")));
+        names.into_iter().find(|path| path.is_file())
+    }
+
+    fn wrong(&self, reason: String) -> DataError {
+        DataError::Task { task: self.name.clone(), reason }
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the floor as a whole: files in, examples out.
+
+mod own_files;
+mod real_files;
+mod traps;
