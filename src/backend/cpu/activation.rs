@@ -1,0 +1,203 @@
+//! Operations on each element alone: activations, sums of two values, constants.
+
+use rayon::prelude::*;
+
+use super::blocks::BLOCK;
+use super::isa::Isa;
+use super::math;
+use super::simd::multiversion;
+use crate::tensor::Activation;
+
+/// `after = activation(before)`.
+pub fn activate(isa: Isa, activation: Activation, before: &[f32], after: &mut [f32]) {
+    assert_eq!(before.len(), after.len(), "activation of {} into {} elements", before.len(), after.len());
+    after
+        .par_chunks_mut(BLOCK)
+        .zip(before.par_chunks(BLOCK))
+        .for_each(|(after, before)| activate_block(isa, activation, before, after));
+}
+
+/// `d_before = d_after * activation'(before)`.
+pub fn activate_gradient(
+    isa: Isa,
+    activation: Activation,
+    before: &[f32],
+    d_after: &[f32],
+    d_before: &mut [f32],
+) {
+    assert_eq!(
+        (before.len(), d_after.len()),
+        (d_before.len(), d_before.len()),
+        "before and d_after, beside d_before twice"
+    );
+    d_before.par_chunks_mut(BLOCK).zip(before.par_chunks(BLOCK)).zip(d_after.par_chunks(BLOCK)).for_each(
+        |((d_before, before), d_after)| activate_gradient_block(isa, activation, before, d_after, d_before),
+    );
+}
+
+/// `into += from`.
+pub fn accumulate(from: &[f32], into: &mut [f32]) {
+    assert_eq!(from.len(), into.len(), "adding {} to {} elements", from.len(), into.len());
+    into.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(into, from)| add(from, into));
+}
+
+/// Every element becomes `value`.
+pub fn fill(out: &mut [f32], value: f32) {
+    out.par_chunks_mut(BLOCK).for_each(|out| out.fill(value));
+}
+
+/// `into += from`, in the caller's thread.
+#[inline(always)]
+pub(super) fn add(from: &[f32], into: &mut [f32]) {
+    for (into, from) in into.iter_mut().zip(from) {
+        *into += from;
+    }
+}
+
+multiversion! {
+    fn activate_block<FMA>(activation: Activation, before: &[f32], after: &mut [f32]) {
+        match activation {
+            Activation::Identity => after.copy_from_slice(before),
+            Activation::Gelu => map(before, after, math::gelu::<FMA>),
+            Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
+            Activation::Relu => map(before, after, relu),
+            Activation::Tanh => map(before, after, math::tanh::<FMA>),
+        }
+    }
+}
+
+multiversion! {
+    fn activate_gradient_block<FMA>(
+        activation: Activation, before: &[f32], d_after: &[f32], d_before: &mut [f32],
+    ) {
+        match activation {
+            Activation::Identity => d_before.copy_from_slice(d_after),
+            Activation::Gelu => scale(before, d_after, d_before, math::gelu_derivative::<FMA>),
+            Activation::GeluTanh => scale(before, d_after, d_before, math::gelu_tanh_derivative::<FMA>),
+            Activation::Relu => scale(before, d_after, d_before, relu_derivative),
+            Activation::Tanh => scale(before, d_after, d_before, tanh_derivative::<FMA>),
+        }
+    }
+}
+
+/// `after = function(before)`.
+#[inline(always)]
+fn map(before: &[f32], after: &mut [f32], function: impl Fn(f32) -> f32) {
+    for (after, before) in after.iter_mut().zip(before) {
+        *after = function(*before);
+    }
+}
+
+/// `d_before = d_after * derivative(before)`.
+#[inline(always)]
+fn scale(before: &[f32], d_after: &[f32], d_before: &mut [f32], derivative: impl Fn(f32) -> f32) {
+    for ((d_before, before), d_after) in d_before.iter_mut().zip(before).zip(d_after) {
+        *d_before = d_after * derivative(*before);
+    }
+}
+
+/// `max(x, 0)`; NaN stays NaN.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x <= 0.0 { 0.0 } else { x }
+}
+
+/// 0 up to and at 0, else 1.
+#[inline(always)]
+fn relu_derivative(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
+}
+
+/// `1 - tanh(x)^2`.
+#[inline(always)]
+fn tanh_derivative<const FMA: bool>(x: f32) -> f32 {
+    let y = math::tanh::<FMA>(x);
+    math::multiply_add::<FMA>(-y, y, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, numbers, same_on_any_threads};
+    use super::*;
+
+    const ALL: [Activation; 5] =
+        [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh];
+
+    /// Each activation in f64; the normal distribution by Simpson's rule on its density.
+    fn exact(activation: Activation, x: f64) -> f64 {
+        match activation {
+            Activation::Identity => x,
+            Activation::Gelu => {
+                let step = x / 200.0;
+                let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                let integral: f64 = (0..200)
+                    .map(|i| {
+                        let left = f64::from(i) * step;
+                        density(left) + 4.0 * density(left + 0.5 * step) + density(left + step)
+                    })
+                    .sum();
+                x * (0.5 + integral * step / 6.0)
+            }
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Activation::Relu => x.max(0.0),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+
+    #[test]
+    fn activations_are_their_formulas() {
+        for activation in ALL {
+            for length in [0, 1, 7, 8, 100, BLOCK + 5] {
+                let before: Vec<f32> = numbers(1, length).iter().map(|x| 5.0 * x).collect();
+                same_on_any_threads(
+                    |isa| {
+                        let mut after = vec![f32::NAN; length];
+                        activate(isa, activation, &before, &mut after);
+                        after
+                    },
+                    |after| {
+                        let expected = before.iter().map(|x| exact(activation, f64::from(*x)));
+                        assert_close(after, expected, 1e-6);
+                    },
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_difference_quotients() {
+        let length = BLOCK + 21;
+        // No closer to 0 than the quotient's step, where the rectifier has a kink.
+        let before: Vec<f32> = numbers(2, length).iter().map(|x| 5.0 * x + 1e-3f32.copysign(*x)).collect();
+        let d_after = numbers(3, length);
+        for activation in ALL {
+            same_on_any_threads(
+                |isa| {
+                    let mut d_before = vec![f32::NAN; length];
+                    activate_gradient(isa, activation, &before, &d_after, &mut d_before);
+                    d_before
+                },
+                |d_before| {
+                    let expected = before.iter().zip(&d_after).map(|(x, d)| {
+                        let x = f64::from(*x);
+                        let quotient = (exact(activation, x + 1e-4) - exact(activation, x - 1e-4)) / 2e-4;
+                        f64::from(*d) * quotient
+                    });
+                    assert_close(d_before, expected, 1e-6);
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn sums_and_constants() {
+        let mut into = vec![0.0; BLOCK + 3];
+        fill(&mut into, 1.5);
+        let from = numbers(4, into.len());
+        accumulate(&from, &mut into);
+        assert!(into.iter().zip(&from).all(|(into, from)| *into == 1.5 + from));
+    }
+}
