@@ -3,6 +3,6 @@
 pub mod backend;
 pub mod data;
 pub mod nn;
-mod random;
+pub mod random;
 pub mod tensor;
 pub mod train;

@@ -41,7 +41,7 @@ impl Case {
     /// A number in [-1, 1], another at each call.
     fn draw(&mut self) -> f32 {
         self.draws += 1;
-        let word = mtdnn_raw::backend::cpu::philox::philox4x32_10([self.draws, 0, 0, 0], [7, 7])[0];
+        let word = mtdnn_raw::random::philox4x32_10([self.draws, 0, 0, 0], [7, 7])[0];
         (f64::from(word) / f64::from(u32::MAX) * 2.0 - 1.0) as f32
     }
 
@@ -65,8 +65,9 @@ impl Case {
         let mut order: Vec<u32> = (0..15).collect();
         order.sort_by_key(|&row| ids[row as usize]);
         let lengths = [5u32, 1, 9];
-        let places: Vec<u32> =
-            (0u32..3).flat_map(|s| (0..lengths[s as usize]).map(move |position| s << 16 | position)).collect();
+        let places: Vec<u32> = (0u32..3)
+            .flat_map(|s| (0..lengths[s as usize]).map(move |position| s << 16 | position))
+            .collect();
         TokenIndex {
             ids: self.indices("ids", Rows::Tokens, &ids),
             types: self.indices("types", Rows::Tokens, &[0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
@@ -371,16 +372,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
             let recorded = model.training(number, capacity, 1.0, false);
             let (floats, indices) = recorded.inputs(&batch);
             let loss = recorded.outputs[0];
-            check(
-                &task.name,
-                &recorded.program,
-                loss,
-                1.0,
-                &parameters,
-                &floats,
-                &indices,
-                extents(&batch),
-            );
+            check(&task.name, &recorded.program, loss, 1.0, &parameters, &floats, &indices, extents(&batch));
         }
     }
 }

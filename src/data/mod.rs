@@ -18,7 +18,7 @@ pub mod custom;
 pub mod dataset;
 mod error;
 pub mod glue;
-pub mod random;
+
 pub mod reader;
 mod rows;
 pub mod sampler;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::batch::MAX_SEQUENCE;
 use super::dataset::Dataset;
-use super::random::Random;
+use crate::random::Random;
 
 /// What an order is for: keeps the streams of [`Random`] apart.
 const EXAMPLES: u32 = 0x5341_0000;

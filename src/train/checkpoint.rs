@@ -59,20 +59,13 @@ pub fn save_state(
 }
 
 /// Reads a state directory back into the backend.
-pub fn load_state(
-    directory: &Path,
-    parameters: usize,
-    backend: &mut dyn Backend,
-) -> anyhow::Result<State> {
+pub fn load_state(directory: &Path, parameters: usize, backend: &mut dyn Backend) -> anyhow::Result<State> {
     let path = directory.join(PROGRESS);
     let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let state = serde_json::from_str(&text)
-        .with_context(|| format!("{}: not a run's state", path.display()))?;
-    let expected = SPACES.map(|(_, name)| Expected {
-        name: name.to_string(),
-        shape: vec![parameters],
-        required: true,
-    });
+    let state =
+        serde_json::from_str(&text).with_context(|| format!("{}: not a run's state", path.display()))?;
+    let expected =
+        SPACES.map(|(_, name)| Expected { name: name.to_string(), shape: vec![parameters], required: true });
     let mut written = Ok(());
     weights::load(&directory.join(TENSORS), &expected, |index, values| {
         let span = Span { space: SPACES[index].0, offset: 0, len: parameters };

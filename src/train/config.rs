@@ -205,7 +205,8 @@ impl TrainConfig {
             return fail("weight_decay", format!("{} is not a number of at least 0", self.weight_decay));
         }
         if self.max_length < 4 {
-            let problem = format!("{}: a pair needs room for [CLS] a [SEP] and [SEP]; give 4 or more", self.max_length);
+            let problem =
+                format!("{}: a pair needs room for [CLS] a [SEP] and [SEP]; give 4 or more", self.max_length);
             return fail("max_length", problem);
         }
         if let Some(dropout) = self.dropout

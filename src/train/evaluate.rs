@@ -57,9 +57,7 @@ impl<'a> Predictor<'a> {
             let extents = extents(&batch);
             self.recorded.write(self.backend, &batch)?;
             self.backend.run(&self.recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
-            for ((&output, &width), logits) in
-                self.recorded.outputs.iter().zip(&self.outputs).zip(&mut all)
-            {
+            for ((&output, &width), logits) in self.recorded.outputs.iter().zip(&self.outputs).zip(&mut all) {
                 rows.resize(extents.sequences * width, 0.0);
                 let span = self.recorded.program.span(output, &extents);
                 self.backend.read(span, bytemuck::cast_slice_mut(&mut rows))?;
@@ -121,7 +119,7 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
         MetricKind::Spearman => metrics::spearman(logits, &scores),
         MetricKind::AccuracyAt1 => metrics::accuracy_at_1(logits, &dataset.groups, &positives),
         MetricKind::Mrr => metrics::mrr(logits, &dataset.groups, &positives),
-        MetricKind::Map => metrics::map(logits, &dataset.groups, &positives),
+        MetricKind::Map => metrics::mean_average_precision(logits, &dataset.groups, &positives),
     };
     task.metrics.iter().map(|&kind| (kind, metric(kind))).collect()
 }

@@ -1,8 +1,21 @@
-//! Training: schedules, metrics, checkpoints, the log of a run.
+//! Floor 4: training, from a run's settings to its checkpoints.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`config`] | the run file: every setting and its default |
+//! | [`trainer`] | the loop: Algorithm 1, steps, updates, when to measure and to save |
+//! | [`schedule`] | the learning rate of every update |
+//! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
+//! | [`checkpoint`], [`store`] | what is saved, and how a directory is saved whole or not at all |
+//! | [`log`], [`lock`], [`signals`] | the run's record, its owner, and its end by request |
 
+pub mod checkpoint;
+pub mod config;
+pub mod evaluate;
 pub mod lock;
 pub mod log;
 pub mod metrics;
 pub mod schedule;
 pub mod signals;
 pub mod store;
+pub mod trainer;

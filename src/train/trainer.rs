@@ -9,9 +9,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::config::{EvalEvery, OtherHeads, TrainConfig};
-use super::evaluate::{
-    Evaluation, Predictor, evaluation_capacity, measure, training_capacity,
-};
+use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
 use super::schedule::Schedule;
 use crate::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
 use crate::data::sampler::{Epoch, Sampler};
@@ -89,7 +87,8 @@ pub trait Observer {
     /// After each batch.
     fn step(&mut self, progress: &Progress, report: &StepReport) -> anyhow::Result<()>;
     /// After each measuring of the dev sets, in the order of the tasks.
-    fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64) -> anyhow::Result<()>;
+    fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64)
+    -> anyhow::Result<()>;
     /// The parameters are the best so far.
     fn best(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()>;
     /// A checkpoint is due.

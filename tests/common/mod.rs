@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mtdnn_raw::backend::cpu::philox::philox4x32_10;
+use mtdnn_raw::random::philox4x32_10;
 use mtdnn_raw::tensor::{Activation, Dropout, Extents, Op, Program, Space, Var};
 
 /// The numbers that a program runs on.
@@ -134,18 +134,7 @@ impl Run<'_> {
                 self.values.insert(context, out);
                 self.values.insert(log_sum_exp, denominators);
             }
-            Op::AddNorm {
-                x,
-                residual,
-                gamma,
-                beta,
-                epsilon,
-                dropout,
-                keys,
-                y,
-                normalized,
-                inverse_std,
-            } => {
+            Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
                 let (rows, cols) = self.shape(x);
                 let (gamma, beta) = (self.get(gamma), self.get(beta));
                 let keys = self.indices(keys);

@@ -27,11 +27,6 @@ const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const LOW: u64 = 0xFFFF_FFFF;
 
-/// One block of the generator: four words.
-pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    rounds(counter.map(u64::from), key).map(|word| word as u32)
-}
-
 /// The ten rounds, on words held in the low halves of u64 so that the 32-bit products need no shuffles in a vector.
 #[inline(always)]
 fn rounds(counter: [u64; 4], key: [u32; 2]) -> [u64; 4] {
@@ -100,21 +95,15 @@ pub(super) fn keep_row_inline(
 mod tests {
     use super::super::isa::Isa;
     use super::*;
+    use crate::random::philox4x32_10;
 
+    /// [`philox4x32_10`] is checked against the published answers; this is the same arithmetic for vectors.
     #[test]
-    fn known_answers() {
-        // From the known-answer file of Random123.
-        let cases = [
-            ([0; 4], [0; 2], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
-            ([u32::MAX; 4], [u32::MAX; 2], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]),
-            (
-                [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
-                [0xa4093822, 0x299f31d0],
-                [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
-            ),
-        ];
-        for (counter, key, answer) in cases {
-            assert_eq!(philox4x32_10(counter, key), answer);
+    fn the_vector_form_gives_the_same_words() {
+        for counter in [[0; 4], [u32::MAX; 4], [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344]] {
+            let key = [0xa4093822, 0x299f31d0];
+            let words = rounds(counter.map(u64::from), key).map(|word| word as u32);
+            assert_eq!(words, philox4x32_10(counter, key));
         }
     }
 

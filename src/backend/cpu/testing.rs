@@ -1,7 +1,7 @@
 //! What the kernels' tests share.
 
 use super::isa::Isa;
-use super::philox::philox4x32_10;
+use crate::random::philox4x32_10;
 
 /// `count` numbers, evenly spread over [-1, 1).
 pub(super) fn numbers(seed: u32, count: usize) -> Vec<f32> {
