@@ -146,6 +146,16 @@ impl Model {
 }
 
 impl Recorded {
+    /// What each token is.
+    pub fn index(&self) -> TokenIndex {
+        self.index
+    }
+
+    /// What the loss is measured against, in a training program.
+    pub fn answers(&self) -> Option<&Answers> {
+        self.answers.as_ref()
+    }
+
     /// Writes what the program reads of a batch to its places.
     pub fn write(&self, backend: &mut dyn Backend, batch: &Batch) -> Result<(), BackendError> {
         let extents = extents(batch);

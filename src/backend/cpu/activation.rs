@@ -1,4 +1,4 @@
-//! Operations on each element alone: activations, sums of two values, constants.
+//! Activations and their derivatives.
 
 use rayon::prelude::*;
 
@@ -15,6 +15,11 @@ pub fn activate(isa: Isa, activation: Activation, before: &[f32], after: &mut [f
         .par_chunks_mut(BLOCK)
         .zip(before.par_chunks(BLOCK))
         .for_each(|(after, before)| activate_block(isa, activation, before, after));
+}
+
+/// `values = activation(values)`, where nothing needs what was there before.
+pub fn activate_in_place(isa: Isa, activation: Activation, values: &mut [f32]) {
+    values.par_chunks_mut(BLOCK).for_each(|values| activate_block_in_place(isa, activation, values));
 }
 
 /// `d_before = d_after * activation'(before)`.
@@ -35,25 +40,6 @@ pub fn activate_gradient(
     );
 }
 
-/// `into += from`.
-pub fn accumulate(from: &[f32], into: &mut [f32]) {
-    assert_eq!(from.len(), into.len(), "adding {} to {} elements", from.len(), into.len());
-    into.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(into, from)| add(from, into));
-}
-
-/// Every element becomes `value`.
-pub fn fill(out: &mut [f32], value: f32) {
-    out.par_chunks_mut(BLOCK).for_each(|out| out.fill(value));
-}
-
-/// `into += from`, in the caller's thread.
-#[inline(always)]
-pub(super) fn add(from: &[f32], into: &mut [f32]) {
-    for (into, from) in into.iter_mut().zip(from) {
-        *into += from;
-    }
-}
-
 multiversion! {
     fn activate_block<FMA>(activation: Activation, before: &[f32], after: &mut [f32]) {
         match activation {
@@ -62,6 +48,18 @@ multiversion! {
             Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
             Activation::Relu => map(before, after, relu),
             Activation::Tanh => map(before, after, math::tanh::<FMA>),
+        }
+    }
+}
+
+multiversion! {
+    fn activate_block_in_place<FMA>(activation: Activation, values: &mut [f32]) {
+        match activation {
+            Activation::Identity => {}
+            Activation::Gelu => map_in_place(values, math::gelu::<FMA>),
+            Activation::GeluTanh => map_in_place(values, math::gelu_tanh::<FMA>),
+            Activation::Relu => map_in_place(values, relu),
+            Activation::Tanh => map_in_place(values, math::tanh::<FMA>),
         }
     }
 }
@@ -85,6 +83,14 @@ multiversion! {
 fn map(before: &[f32], after: &mut [f32], function: impl Fn(f32) -> f32) {
     for (after, before) in after.iter_mut().zip(before) {
         *after = function(*before);
+    }
+}
+
+/// `values = function(values)`.
+#[inline(always)]
+fn map_in_place(values: &mut [f32], function: impl Fn(f32) -> f32) {
+    for value in values {
+        *value = function(*value);
     }
 }
 
@@ -190,14 +196,5 @@ mod tests {
                 },
             );
         }
-    }
-
-    #[test]
-    fn sums_and_constants() {
-        let mut into = vec![0.0; BLOCK + 3];
-        fill(&mut into, 1.5);
-        let from = numbers(4, into.len());
-        accumulate(&from, &mut into);
-        assert!(into.iter().zip(&from).all(|(into, from)| *into == 1.5 + from));
     }
 }

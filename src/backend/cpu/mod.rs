@@ -1,9 +1,176 @@
 //! The CPU backend: kernels on slices, parallel over the rayon pool that the caller runs in.
+//!
+//! | file | kernels |
+//! |---|---|
+//! | [`gemm`] | matrix products in three transposed forms, with bias, GELU or addition in the write-back |
+//! | [`attention`] | variable-length multi-head attention, both ways |
+//! | [`norm`], [`dropout`], [`activation`] | what stands between the products, both ways |
+//! | [`embedding`], [`gather`] | rows of tables, and the sums of gradients into them |
+//! | [`loss`], [`update`] | the ends of a step: losses, and clip, moments and parameters in one pass |
+//! | [`math`], [`philox`] | exponentials and draws as plain loops |
+//! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`sums`] | how one kernel serves each instruction set and any thread count |
+//!
+//! A step allocates nothing: what kernels need beyond their operands is the workspace, which `reserve` and
+//! the first step grow. Work is cut into blocks whose size does not depend on the number of threads, and every
+//! sum has a fixed order, so that results are the same, bit for bit, at any thread count.
 
+pub mod activation;
+pub mod attention;
+mod blocks;
+pub mod dropout;
+pub mod elementwise;
+pub mod embedding;
+pub mod gather;
 pub mod gemm;
 pub mod isa;
+pub mod loss;
 pub mod math;
+pub mod norm;
 pub mod philox;
+mod run;
 pub mod scratch;
 mod shared;
 mod simd;
+pub mod sums;
+#[cfg(test)]
+mod testing;
+pub mod update;
+
+use super::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
+use crate::tensor::{Program, Space, Span};
+use isa::Isa;
+use philox::Stream;
+use run::Values;
+use scratch::Workspace;
+use shared::SharedMut;
+
+/// Runs programs in the memory of this process, on the rayon pool of the calling thread.
+pub struct CpuBackend {
+    isa: Isa,
+    workspace: Workspace,
+    arena: Vec<f32>,
+    parameters: Vec<f32>,
+    gradients: Vec<f32>,
+    first_moment: Vec<f32>,
+    second_moment: Vec<f32>,
+}
+
+impl CpuBackend {
+    /// A backend without memory yet, for the pool that the caller runs in.
+    pub fn new() -> Self {
+        Self {
+            isa: Isa::detect(),
+            workspace: Workspace::new(rayon::current_num_threads()),
+            arena: Vec::new(),
+            parameters: Vec::new(),
+            gradients: Vec::new(),
+            first_moment: Vec::new(),
+            second_moment: Vec::new(),
+        }
+    }
+
+    fn buffer(&mut self, space: Space) -> &mut Vec<f32> {
+        match space {
+            Space::Arena => &mut self.arena,
+            Space::Parameters => &mut self.parameters,
+            Space::Gradients => &mut self.gradients,
+            Space::FirstMoment => &mut self.first_moment,
+            Space::SecondMoment => &mut self.second_moment,
+        }
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn reserve(&mut self, sizes: &Sizes) -> Result<(), BackendError> {
+        let Sizes { parameters, arena, training } = *sizes;
+        let trained = if training { parameters } else { 0 };
+        let bytes = (parameters + arena + 3 * trained) * size_of::<f32>();
+        for (space, len) in [
+            (Space::Arena, arena),
+            (Space::Parameters, parameters),
+            (Space::Gradients, trained),
+            (Space::FirstMoment, trained),
+            (Space::SecondMoment, trained),
+        ] {
+            let buffer = self.buffer(space);
+            if buffer.len() != len {
+                *buffer = zeros(len).ok_or(BackendError::OutOfMemory { bytes })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, span: Span, bytes: &[u8]) -> Result<(), BackendError> {
+        bytemuck::cast_slice_mut::<f32, u8>(&mut self.buffer(span.space)[span.range()])
+            .copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&mut self, span: Span, bytes: &mut [u8]) -> Result<(), BackendError> {
+        bytes.copy_from_slice(bytemuck::cast_slice(&self.buffer(span.space)[span.range()]));
+        Ok(())
+    }
+
+    fn clear(&mut self, span: Span) -> Result<(), BackendError> {
+        self.buffer(span.space)[span.range()].fill(0.0);
+        Ok(())
+    }
+
+    fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError> {
+        let StepScalars { extents, seed, step } = *step;
+        assert!(
+            extents.fit(program.capacity()),
+            "a batch of {extents:?} exceeds the plan for {:?}",
+            program.capacity()
+        );
+        let values = Values {
+            program,
+            extents,
+            arena: SharedMut::new(&mut self.arena),
+            parameters: SharedMut::new(&mut self.parameters),
+            gradients: SharedMut::new(&mut self.gradients),
+        };
+        for op in program.ops() {
+            run::run(self.isa, &mut self.workspace, Stream { seed, step }, &values, op);
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<f32, BackendError> {
+        let squares = groups
+            .iter()
+            .filter(|group| !group.zero_gradient)
+            .map(|group| update::squared_norm(self.isa, &self.gradients[group.range.clone()]));
+        let norm = squares.sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Ok(norm as f32);
+        }
+        // As PyTorch's clip_grad_norm_: the small number keeps a norm of zero from dividing.
+        let clip_scale = if clip > 0.0 { (f64::from(clip) / (norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
+        for group in groups {
+            let buffers = update::Buffers {
+                parameters: &mut self.parameters[group.range.clone()],
+                gradients: &self.gradients[group.range.clone()],
+                first: &mut self.first_moment[group.range.clone()],
+                second: &mut self.second_moment[group.range.clone()],
+            };
+            update::update(self.isa, optimizer, group, clip_scale, buffers);
+        }
+        Ok(norm as f32)
+    }
+}
+
+/// Zeroed memory that takes no page before it is touched; `None` where there is none to be had.
+fn zeros(len: usize) -> Option<Vec<f32>> {
+    // `vec!` ends the process where memory runs out; asking first makes it an error.
+    let mut probe: Vec<f32> = Vec::new();
+    probe.try_reserve_exact(len).ok()?;
+    drop(probe);
+    Some(vec![0.0; len])
+}

@@ -1,14 +1,169 @@
 //! Walks a program: one arm an operation, each a call of its kernel on slices of the arena.
 
+use super::activation::{activate, activate_gradient, activate_in_place};
 use super::attention;
-use super::embedding::{self, Tokens};
+use super::blocks::SinkMut;
+use super::dropout::{RowDropout, drop_rows};
+use super::elementwise::{accumulate, fill};
+use super::embedding::{Tokens, embed, embed_gradient};
+use super::gather::{gather, gather_gradient};
 use super::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
+use super::loss;
+use super::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
 use super::philox::Stream;
 use super::scratch::Workspace;
 use super::shared::SharedMut;
-use super::{activation, dropout, elementwise, gather, loss, norm};
-use crate::tensor::{Activation, DType, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
+use super::sums::column_sums;
+use crate::tensor::{Activation, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
+
+/// Runs one operation.
+pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &Values, op: &Op) {
+    let get = |var: Var| values.get(var);
+    let sink = |sink: Sink| SinkMut { values: values.get_mut(sink.var), add: sink.add };
+    match *op {
+        Op::Embedding { index, word, position, token_type, out } => {
+            let (_, cols) = values.shape(out);
+            let tokens = values.tokens(&index);
+            embed(&tokens, cols, get(word), get(position), get(token_type), values.get_mut(out));
+        }
+        Op::Linear { x, weight, bias, activation, before, out } => {
+            let (a, b, bias) = (values.matrix(x), values.matrix(weight), get(bias));
+            match activation {
+                Activation::Identity => {
+                    let c = values.matrix_mut(out);
+                    gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));
+                }
+                Activation::Gelu => {
+                    let before = before.map_or(Default::default(), |before| values.get_mut(before));
+                    let c = values.matrix_mut(out);
+                    gemm(isa, workspace, Form::NT, a, b, c, WriteBack::BiasGelu { bias, before });
+                }
+                Activation::GeluTanh | Activation::Relu | Activation::Tanh => {
+                    // Without a backward pass the activation's argument and its value share a place.
+                    let c = values.matrix_mut(before.unwrap_or(out));
+                    gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));
+                    match before {
+                        Some(before) => activate(isa, activation, get(before), values.get_mut(out)),
+                        None => activate_in_place(isa, activation, values.get_mut(out)),
+                    }
+                }
+            }
+        }
+        Op::Attention { qkv, starts, heads, dropout, context, log_sum_exp } => attention::forward(
+            isa,
+            workspace.scratch(),
+            stream,
+            dropout,
+            heads,
+            get(qkv),
+            values.indices(starts),
+            values.get_mut(context),
+            values.get_mut(log_sum_exp),
+        ),
+        Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
+            let drop = RowDropout { stream, dropout, keys: Some(values.indices(keys)) };
+            let (residual, gamma, beta) = (residual.map(get), get(gamma), get(beta));
+            let input = AddNorm { x: get(x), residual, drop, gamma, beta, epsilon };
+            let (normalized, inverse_std) = (values.get_mut(normalized), values.get_mut(inverse_std));
+            add_norm(isa, &input, values.get_mut(y), normalized, inverse_std);
+        }
+        Op::Drop { x, keys, dropout, out } => {
+            let drop = RowDropout { stream, dropout, keys: keys.map(|keys| values.indices(keys)) };
+            drop_rows(isa, drop, get(x), values.shape(x).1, values.get_mut(out));
+        }
+        Op::Gather { x, rows, out } => {
+            let (count, cols) = values.shape(out);
+            gather(get(x), &values.indices(rows)[..count], cols, values.get_mut(out));
+        }
+        Op::CrossEntropy { logits, labels, loss } => {
+            let (_, classes) = values.shape(logits);
+            values.get_mut(loss)[0] = loss::cross_entropy(isa, get(logits), values.indices(labels), classes);
+        }
+        Op::SquaredError { predictions, targets, loss } => {
+            values.get_mut(loss)[0] = loss::squared_error(get(predictions), get(targets));
+        }
+        Op::Ranking { scores, groups, positives, gamma, loss } => {
+            let (groups, positives) = (values.indices(groups), values.indices(positives));
+            values.get_mut(loss)[0] = loss::ranking(get(scores), groups, positives, gamma);
+        }
+        Op::Fill { out, value } => fill(values.get_mut(out), value),
+        Op::Accumulate { from, into } => accumulate(get(from), values.get_mut(into)),
+        Op::EmbeddingGrad { index, d_out, d_word, d_position, d_token_type } => {
+            let (_, cols) = values.shape(d_out);
+            let tokens = values.tokens(&index);
+            let sinks = (sink(d_word), sink(d_position), sink(d_token_type));
+            embed_gradient(isa, &tokens, cols, get(d_out), sinks.0, sinks.1, sinks.2);
+        }
+        Op::ActivationGrad { activation, before, d_after, d_before } => {
+            activate_gradient(isa, activation, get(before), get(d_after), values.get_mut(d_before));
+        }
+        Op::LinearInputGrad { d_out, weight, d_x } => {
+            let (a, b, c) = (values.matrix(d_out), values.matrix(weight), values.matrix_mut(d_x.var));
+            gemm(isa, workspace, Form::NN, a, b, c, store_or_add(d_x));
+        }
+        Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
+            let (a, b, c) = (values.matrix(d_out), values.matrix(x), values.matrix_mut(d_weight.var));
+            gemm(isa, workspace, Form::TN, a, b, c, store_or_add(d_weight));
+            column_sums(isa, get(d_out), sink(d_bias));
+        }
+        Op::AttentionGrad { qkv, starts, heads, dropout, log_sum_exp, d_context, d_qkv } => {
+            attention::backward(
+                isa,
+                workspace.scratch(),
+                stream,
+                dropout,
+                heads,
+                get(qkv),
+                values.indices(starts),
+                get(log_sum_exp),
+                get(d_context),
+                values.get_mut(d_qkv),
+            );
+        }
+        Op::AddNormGrad {
+            d_y,
+            normalized,
+            inverse_std,
+            gamma,
+            dropout,
+            keys,
+            d_x,
+            d_residual,
+            d_gamma,
+            d_beta,
+        } => {
+            let drop = RowDropout { stream, dropout, keys: Some(values.indices(keys)) };
+            let (normalized, inverse_std) = (get(normalized), get(inverse_std));
+            let input = AddNormGradient { d_y: get(d_y), normalized, inverse_std, gamma: get(gamma), drop };
+            let (d_gamma, d_beta) = (sink(d_gamma), sink(d_beta));
+            add_norm_gradient(isa, &input, values.get_mut(d_x), d_residual.map(sink), d_gamma, d_beta);
+        }
+        Op::GatherGrad { d_out, rows, d_x } => {
+            let (count, cols) = values.shape(d_out);
+            gather_gradient(get(d_out), &values.indices(rows)[..count], cols, sink(d_x));
+        }
+        Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
+            let (_, classes) = values.shape(logits);
+            let (labels, d_loss) = (values.indices(labels), get(d_loss)[0]);
+            let d_logits = values.get_mut(d_logits);
+            loss::cross_entropy_gradient(isa, get(logits), labels, classes, d_loss, d_logits);
+        }
+        Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
+            let d_predictions = values.get_mut(d_predictions);
+            loss::squared_error_gradient(get(predictions), get(targets), get(d_loss)[0], d_predictions);
+        }
+        Op::RankingGrad { scores, groups, positives, gamma, d_loss, d_scores } => {
+            let (groups, positives) = (values.indices(groups), values.indices(positives));
+            let d_scores = values.get_mut(d_scores);
+            loss::ranking_gradient(get(scores), groups, positives, gamma, get(d_loss)[0], d_scores);
+        }
+    }
+}
+
+fn store_or_add<'a>(sink: Sink) -> WriteBack<'a> {
+    if sink.add { WriteBack::Add } else { WriteBack::Store }
+}
 
 /// The flat buffers as a program sees them: values, not offsets.
 pub(super) struct Values<'a> {
