@@ -5,7 +5,7 @@
 //! NaN is said with it: a model that has diverged scores badly and stops nothing.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The share of predictions that are right, in [0, 1].
 pub fn accuracy(predicted: &[u32], gold: &[u32]) -> f64 {
@@ -16,12 +16,16 @@ pub fn accuracy(predicted: &[u32], gold: &[u32]) -> f64 {
 
 /// F1 of class 1, in [0, 1]: the harmonic mean of its precision and recall, `2 TP / (2 TP + FP + FN)`.
 ///
-/// Every class but 1 counts as negative. Where class 1 is neither predicted nor present the score is 0.
+/// Every other class counts as negative. Where class 1 is neither predicted nor present the score is 0.
 pub fn f1(predicted: &[u32], gold: &[u32]) -> f64 {
-    same_length(predicted.len(), gold.len());
-    let both = predicted.iter().zip(gold).filter(|&(&p, &g)| p == 1 && g == 1).count();
-    let either = predicted.iter().chain(gold).filter(|&&class| class == 1).count(); // 2 TP + FP + FN
-    mean_of(2.0 * both as f64, either)
+    f1_of(1, predicted, gold)
+}
+
+/// The mean of the F1 of every class that is predicted or present, in [0, 1]: for tasks of more than two
+/// classes.
+pub fn macro_f1(predicted: &[u32], gold: &[u32]) -> f64 {
+    let classes: BTreeSet<u32> = predicted.iter().chain(gold).copied().collect();
+    mean_of(classes.iter().map(|&class| f1_of(class, predicted, gold)).sum(), classes.len())
 }
 
 /// Matthews' correlation coefficient, in [-1, 1], for any number of classes: R_K of Gorodkin (2004).
@@ -91,6 +95,13 @@ pub fn mrr(scores: &[f32], starts: &[u32], positives: &[u32]) -> f64 {
 /// of [`mrr`], and this is its name in the literature of answer selection.
 pub fn mean_average_precision(scores: &[f32], starts: &[u32], positives: &[u32]) -> f64 {
     mrr(scores, starts, positives)
+}
+
+fn f1_of(class: u32, predicted: &[u32], gold: &[u32]) -> f64 {
+    same_length(predicted.len(), gold.len());
+    let both = predicted.iter().zip(gold).filter(|&(&p, &g)| p == class && g == class).count();
+    let either = predicted.iter().chain(gold).filter(|&&c| c == class).count(); // 2 TP + FP + FN
+    mean_of(2.0 * both as f64, either)
 }
 
 fn same_length(predicted: usize, gold: usize) {
@@ -172,6 +183,7 @@ mod tests {
         gold: Vec<u32>,
         accuracy: f64,
         f1: f64,
+        macro_f1: f64,
         mcc: f64,
     }
 
@@ -203,6 +215,7 @@ mod tests {
             let (predicted, gold) = (&case.predicted, &case.gold);
             assert_relative_eq!(accuracy(predicted, gold), case.accuracy, max_relative = 1e-14);
             assert_relative_eq!(f1(predicted, gold), case.f1, max_relative = 1e-14);
+            assert_relative_eq!(macro_f1(predicted, gold), case.macro_f1, max_relative = 1e-14);
             assert_relative_eq!(mcc(predicted, gold), case.mcc, max_relative = 1e-12);
         }
     }
@@ -235,6 +248,8 @@ mod tests {
         let predicted = [1, 1, 0, 1, 0];
         assert_eq!(accuracy(&predicted, &gold), 3.0 / 5.0);
         assert_eq!(f1(&predicted, &gold), 4.0 / 6.0);
+        assert_eq!(macro_f1(&predicted, &gold), (4.0 / 6.0 + 2.0 / 4.0) / 2.0);
+        assert_eq!(macro_f1(&[0, 7], &[0, 0]), (2.0 / 3.0 + 0.0) / 2.0);
         assert_relative_eq!(mcc(&predicted, &gold), (2.0 - 1.0) / 36.0_f64.sqrt(), max_relative = 1e-15);
         assert_eq!(mcc(&gold, &gold), 1.0);
         assert_eq!(mcc(&[0, 0, 0, 1, 1], &gold), -1.0);
@@ -296,6 +311,7 @@ mod tests {
     fn nothing_scores_zero() {
         assert_eq!(accuracy(&[], &[]), 0.0);
         assert_eq!(f1(&[], &[]), 0.0);
+        assert_eq!(macro_f1(&[], &[]), 0.0);
         assert_eq!(mcc(&[], &[]), 0.0);
         assert_eq!(pearson(&[], &[]), 0.0);
         assert_eq!(spearman(&[], &[]), 0.0);
