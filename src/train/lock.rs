@@ -13,8 +13,9 @@ const LOCK: &str = "lock";
 
 /// The right to write a run directory, held until this is dropped or the process ends, however it ends.
 ///
-/// The right is an advisory lock of the operating system on the file `lock`. The file stays when the lock is gone:
-/// removing it would let two processes lock two files of that name. What it says is of use only while it is locked.
+/// The right is an advisory lock of the operating system on the file `lock`. The file stays when the lock is
+/// gone: removing it would let two processes lock two files of that name. What it says is of use only while
+/// it is locked.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -56,7 +57,8 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock of the directory `run`, creating the directory if need be. `now` is told to those who come later.
+    /// Takes the lock of the directory `run`, creating the directory if need be. `now` is told to those who
+    /// come later.
     ///
     /// # Errors
     ///
@@ -103,8 +105,8 @@ fn holder(file: &File) -> String {
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_secs());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from the first of March: the leap day is then the last of its year. The 400 years of the
-    // Gregorian cycle have 146097 days; 719468 lie between 0000-03-01 and 1970-01-01.
+    // Years are counted from the first of March: the leap day is then the last of its year. The 400 years of
+    // the Gregorian cycle have 146097 days; 719468 lie between 0000-03-01 and 1970-01-01.
     let days = days + 719_468;
     let (cycle, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365; // within the cycle

@@ -9,8 +9,9 @@ use thiserror::Error;
 
 /// A file that only grows, by whole lines.
 ///
-/// Every line is handed to the system at once: a killed process loses none. [`Log::sync`] makes them durable, and
-/// belongs before each checkpoint, whose offset must not lie beyond what a power failure leaves of the file.
+/// Every line is handed to the system at once: a killed process loses none. [`Log::sync`] makes them durable,
+/// and belongs before each checkpoint, whose offset must not lie beyond what a power failure leaves of the
+/// file.
 #[derive(Debug)]
 pub struct Log {
     file: File,
@@ -20,7 +21,9 @@ pub struct Log {
 
 /// The log's file could not be used.
 #[derive(Debug, Error)]
-#[error("could not {action} the log {}: {reason}. Make room, or choose another output directory", .path.display())]
+#[error(
+    "could not {action} the log {}: {reason}. Make room, or choose another output directory", .path.display()
+)]
 pub struct LogError {
     action: &'static str,
     path: PathBuf,
@@ -38,11 +41,12 @@ impl Log {
         Ok(Log { file, path: path.to_owned(), offset: 0 })
     }
 
-    /// Goes on with a log from the offset that a checkpoint recorded: what was written after it is cut off, since the
-    /// resumed run will write it again.
+    /// Goes on with a log from the offset that a checkpoint recorded: what was written after it is cut off,
+    /// since the resumed run will write it again.
     ///
-    /// Returns the log and what there is to say of it. If the file ends before `offset`, or `offset` is inside a line
-    /// (someone has edited it), the log goes on after the last whole line before: a run does not fail for its log.
+    /// Returns the log and what there is to say of it. If the file ends before `offset`, or `offset` is
+    /// inside a line (someone has edited it), the log goes on after the last whole line before: a run does
+    /// not fail for its log.
     ///
     /// # Errors
     ///
@@ -63,7 +67,8 @@ impl Log {
         let mut said = Vec::new();
         if end < offset {
             said.push(format!(
-                "{} goes on at byte {end} and not at byte {offset}, where the checkpoint was: it has been cut or edited",
+                "{} goes on at byte {end} and not at byte {offset}, where the checkpoint was: it has \
+                 been cut or edited",
                 path.display()
             ));
         }

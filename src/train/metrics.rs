@@ -1,11 +1,11 @@
 //! How good predictions are: one number for a whole evaluation set, in f64.
 //!
-//! Every function has a value for every input of matching lengths. A set of nothing scores 0, a predictor that
-//! says the same thing always scores 0 where the textbook formula divides by 0, and what each makes of a NaN is
-//! said with it: a model that has diverged scores badly and stops nothing.
+//! Every function has a value for every input of matching lengths. A set of nothing scores 0, a predictor
+//! that says the same thing always scores 0 where the textbook formula divides by 0, and what each makes of a
+//! NaN is said with it: a model that has diverged scores badly and stops nothing.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The share of predictions that are right, in [0, 1].
 pub fn accuracy(predicted: &[u32], gold: &[u32]) -> f64 {
@@ -16,20 +16,24 @@ pub fn accuracy(predicted: &[u32], gold: &[u32]) -> f64 {
 
 /// F1 of class 1, in [0, 1]: the harmonic mean of its precision and recall, `2 TP / (2 TP + FP + FN)`.
 ///
-/// Every class but 1 counts as negative. Where class 1 is neither predicted nor present the score is 0.
+/// Every other class counts as negative. Where class 1 is neither predicted nor present the score is 0.
 pub fn f1(predicted: &[u32], gold: &[u32]) -> f64 {
-    same_length(predicted.len(), gold.len());
-    let both = predicted.iter().zip(gold).filter(|&(&p, &g)| p == 1 && g == 1).count();
-    let either = predicted.iter().chain(gold).filter(|&&class| class == 1).count(); // 2 TP + FP + FN
-    mean_of(2.0 * both as f64, either)
+    f1_of(1, predicted, gold)
+}
+
+/// The mean of the F1 of every class that is predicted or present, in [0, 1]: for tasks of more than two
+/// classes.
+pub fn macro_f1(predicted: &[u32], gold: &[u32]) -> f64 {
+    let classes: BTreeSet<u32> = predicted.iter().chain(gold).copied().collect();
+    mean_of(classes.iter().map(|&class| f1_of(class, predicted, gold)).sum(), classes.len())
 }
 
 /// Matthews' correlation coefficient, in [-1, 1], for any number of classes: R_K of Gorodkin (2004).
 ///
-/// With the number of examples `s`, of right ones `c`, and of predicted and present ones of a class, `p_k` and
-/// `t_k`, it is `(c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))`. For two classes this is
-/// `(TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))`. Where only one class is predicted, or only
-/// one is present, it is 0.
+/// With the number of examples `s`, of right ones `c`, and of predicted and present ones of a class, `p_k`
+/// and `t_k`, it is `(c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))`. For two classes this
+/// is `(TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))`. Where only one class is predicted,
+/// or only one is present, it is 0.
 pub fn mcc(predicted: &[u32], gold: &[u32]) -> f64 {
     same_length(predicted.len(), gold.len());
     let mut counts: BTreeMap<u32, (i128, i128)> = BTreeMap::new(); // class -> (p_k, t_k)
@@ -56,7 +60,8 @@ pub fn pearson(predicted: &[f32], gold: &[f32]) -> f64 {
     correlation(&wide(predicted), &wide(gold))
 }
 
-/// Spearman's correlation, in [-1, 1]: Pearson's of the ranks, where equal values share the mean of their ranks.
+/// Spearman's correlation, in [-1, 1]: Pearson's of the ranks, where equal values share the mean of their
+/// ranks.
 ///
 /// It is 0 where either side is constant or holds a NaN.
 pub fn spearman(predicted: &[f32], gold: &[f32]) -> f64 {
@@ -69,26 +74,34 @@ pub fn spearman(predicted: &[f32], gold: &[f32]) -> f64 {
 
 /// The share of groups whose positive is the single best of its group, in [0, 1].
 ///
-/// `scores` holds one number a candidate, group `i` is `starts[i]..starts[i + 1]` of them, and its positive is
-/// candidate `starts[i] + positives[i]`. In this and the other two ranking metrics a candidate that scores the
-/// same as the positive stands before it, so that a model that says the same of all gets no credit; so does one
-/// that scores NaN, and a positive with NaN stands last.
+/// `scores` holds one number a candidate, group `i` is `starts[i]..starts[i + 1]` of them, and its positive
+/// is candidate `starts[i] + positives[i]`. In this and the other two ranking metrics a candidate that scores
+/// the same as the positive stands before it, so that a model that says the same of all gets no credit; so
+/// does one that scores NaN, and a positive with NaN stands last.
 pub fn accuracy_at_1(scores: &[f32], starts: &[u32], positives: &[u32]) -> f64 {
     mean_over_groups(scores, starts, positives, |place| if place == 1 { 1.0 } else { 0.0 })
 }
 
-/// The mean of 1 / the place of the positive in its group, in (0, 1]; arguments and ties as in [`accuracy_at_1`].
+/// The mean of 1 / the place of the positive in its group, in (0, 1]; arguments and ties as in
+/// [`accuracy_at_1`].
 pub fn mrr(scores: &[f32], starts: &[u32], positives: &[u32]) -> f64 {
     mean_over_groups(scores, starts, positives, |place| 1.0 / place as f64)
 }
 
 /// The mean over the groups of the average precision, in (0, 1]; arguments and ties as in [`accuracy_at_1`].
 ///
-/// The average precision of a group is the mean, over its positives, of the precision among the candidates down
-/// to that positive. A group here has one positive, whose precision is 1 / its place: the value is that of
-/// [`mrr`], and this is its name in the literature of answer selection.
+/// The average precision of a group is the mean, over its positives, of the precision among the candidates
+/// down to that positive. A group here has one positive, whose precision is 1 / its place: the value is that
+/// of [`mrr`], and this is its name in the literature of answer selection.
 pub fn mean_average_precision(scores: &[f32], starts: &[u32], positives: &[u32]) -> f64 {
     mrr(scores, starts, positives)
+}
+
+fn f1_of(class: u32, predicted: &[u32], gold: &[u32]) -> f64 {
+    same_length(predicted.len(), gold.len());
+    let both = predicted.iter().zip(gold).filter(|&(&p, &g)| p == class && g == class).count();
+    let either = predicted.iter().chain(gold).filter(|&&c| c == class).count(); // 2 TP + FP + FN
+    mean_of(2.0 * both as f64, either)
 }
 
 fn same_length(predicted: usize, gold: usize) {
@@ -102,7 +115,8 @@ fn mean_of(sum: f64, count: usize) -> f64 {
 
 /// Pearson's correlation; 0 where it has no value.
 fn correlation(a: &[f64], b: &[f64]) -> f64 {
-    // Of up to 2^29 equal numbers that were f32, the mean in f64 is exact: a constant has variance 0, not nearly.
+    // Of up to 2^29 equal numbers that were f32, the mean in f64 is exact: a constant has variance 0, not
+    // nearly.
     let mean = |values: &[f64]| mean_of(values.iter().sum(), values.len());
     let (mean_a, mean_b) = (mean(a), mean(b));
     let (mut covariance, mut variance_a, mut variance_b) = (0.0, 0.0, 0.0);
@@ -169,6 +183,7 @@ mod tests {
         gold: Vec<u32>,
         accuracy: f64,
         f1: f64,
+        macro_f1: f64,
         mcc: f64,
     }
 
@@ -200,6 +215,7 @@ mod tests {
             let (predicted, gold) = (&case.predicted, &case.gold);
             assert_relative_eq!(accuracy(predicted, gold), case.accuracy, max_relative = 1e-14);
             assert_relative_eq!(f1(predicted, gold), case.f1, max_relative = 1e-14);
+            assert_relative_eq!(macro_f1(predicted, gold), case.macro_f1, max_relative = 1e-14);
             assert_relative_eq!(mcc(predicted, gold), case.mcc, max_relative = 1e-12);
         }
     }
@@ -232,6 +248,8 @@ mod tests {
         let predicted = [1, 1, 0, 1, 0];
         assert_eq!(accuracy(&predicted, &gold), 3.0 / 5.0);
         assert_eq!(f1(&predicted, &gold), 4.0 / 6.0);
+        assert_eq!(macro_f1(&predicted, &gold), (4.0 / 6.0 + 2.0 / 4.0) / 2.0);
+        assert_eq!(macro_f1(&[0, 7], &[0, 0]), (2.0 / 3.0 + 0.0) / 2.0);
         assert_relative_eq!(mcc(&predicted, &gold), (2.0 - 1.0) / 36.0_f64.sqrt(), max_relative = 1e-15);
         assert_eq!(mcc(&gold, &gold), 1.0);
         assert_eq!(mcc(&[0, 0, 0, 1, 1], &gold), -1.0);
@@ -293,6 +311,7 @@ mod tests {
     fn nothing_scores_zero() {
         assert_eq!(accuracy(&[], &[]), 0.0);
         assert_eq!(f1(&[], &[]), 0.0);
+        assert_eq!(macro_f1(&[], &[]), 0.0);
         assert_eq!(mcc(&[], &[]), 0.0);
         assert_eq!(pearson(&[], &[]), 0.0);
         assert_eq!(spearman(&[], &[]), 0.0);

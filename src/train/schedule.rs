@@ -1,7 +1,7 @@
 //! The learning rate as a function of the global step.
 //!
-//! One global step drives the rate of every parameter: with a step per parameter, the head of a rare task would
-//! never leave its warm-up.
+//! One global step drives the rate of every parameter: with a step per parameter, the head of a rare task
+//! would never leave its warm-up.
 
 use std::f64::consts::PI;
 
@@ -18,9 +18,9 @@ pub enum ScheduleKind {
     Cosine,
     /// The peak until the end, and after it.
     Constant,
-    /// As BERT (Devlin et al. 2018) and the first MT-DNN were trained: the line from the peak at step 0 to 0 at
-    /// the end, with the warm-up laid over its beginning. After a warm-up of a tenth the rate jumps from the peak
-    /// to nine tenths of it.
+    /// As BERT (Devlin et al. 2018) and the first MT-DNN were trained: the line from the peak at step 0 to 0
+    /// at the end, with the warm-up laid over its beginning. After a warm-up of a tenth the rate jumps from
+    /// the peak to nine tenths of it.
     WarmupLinear,
 }
 
@@ -40,8 +40,8 @@ pub struct Schedule {
 impl Schedule {
     /// The learning rate of the update that follows `step` earlier ones.
     ///
-    /// With `warm` = [`Schedule::warmup_steps`] the rate is `peak * step / warm` while `step < warm`, so that the
-    /// first update has rate 0, and from there, with `rest = (total - step) / (total - warm)`:
+    /// With `warm` = [`Schedule::warmup_steps`] the rate is `peak * step / warm` while `step < warm`, so that
+    /// the first update has rate 0, and from there, with `rest = (total - step) / (total - warm)`:
     ///
     /// | kind          | rate                                |
     /// |---------------|-------------------------------------|
@@ -50,8 +50,8 @@ impl Schedule {
     /// | constant      | `peak`                              |
     /// | warmup linear | `peak * (total - step) / total`     |
     ///
-    /// Update `warm` has the peak, update `total - 1` is the last one. From `total` on the rate is 0, except that
-    /// a constant one stays.
+    /// Update `warm` has the peak, update `total - 1` is the last one. From `total` on the rate is 0, except
+    /// that a constant one stays.
     pub fn learning_rate(&self, step: u64) -> f32 {
         let warm = self.warmup_steps();
         let left = self.total.saturating_sub(step);
@@ -69,7 +69,8 @@ impl Schedule {
         (self.peak * factor) as f32
     }
 
-    /// The number of warm-up steps: `warmup * total` rounded down, but at least 1 where a warm-up is asked for.
+    /// The number of warm-up steps: `warmup * total` rounded down, but at least 1 where a warm-up is asked
+    /// for.
     pub fn warmup_steps(&self) -> u64 {
         if self.warmup <= 0.0 {
             return 0;

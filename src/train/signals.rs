@@ -9,8 +9,8 @@ use signal_hook::flag;
 
 /// A flag that SIGINT and SIGTERM raise. Clones share it.
 ///
-/// Long work looks at it between steps, saves, and ends. A second signal ends the process at once, with the exit
-/// code of a shell: 128 + the signal's number.
+/// Long work looks at it between steps, saves, and ends. A second signal ends the process at once, with the
+/// exit code of a shell: 128 + the signal's number.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
@@ -27,7 +27,8 @@ impl Stop {
     pub fn on_signals() -> io::Result<Stop> {
         let stop = Stop::default();
         for signal in [SIGINT, SIGTERM] {
-            // Actions run in the order of registration: this one leaves if the flag is up already, the next raises it.
+            // Actions run in the order of registration: this one leaves if the flag is up already, the next
+            // raises it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.flag))?;
             flag::register(signal, Arc::clone(&stop.flag))?;
         }
@@ -60,7 +61,8 @@ mod tests {
         assert!(clone.requested());
     }
 
-    /// Signals belong to a whole process, so this test runs itself in one of its own for each pair of signals.
+    /// Signals belong to a whole process, so this test runs itself in one of its own for each pair of
+    /// signals.
     #[test]
     fn the_first_signal_raises_the_flag_and_the_second_leaves() {
         const SIGNALS: &str = "MTDNN_TEST_SIGNALS";

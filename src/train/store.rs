@@ -1,24 +1,25 @@
 //! Directories that exist whole or not at all.
 //!
-//! A run writes three: [`STATE`], [`LAST`] and [`BEST`]. Each is saved by [`save`] and carries a manifest with every
-//! file's length and SHA-256; one whose manifest does not verify does not exist. A process killed at any instant,
-//! or a machine that loses power, leaves of each either the old directory or the new one.
+//! A run writes three: [`STATE`], [`LAST`] and [`BEST`]. Each is saved by [`save`] and carries a manifest
+//! with every file's length and SHA-256; one whose manifest does not verify does not exist. A process killed
+//! at any instant, or a machine that loses power, leaves of each either the old directory or the new one.
 //!
 //! # Why three, and what belongs together
 //!
 //! To go on exactly, parameters and optimizer moments of the same step are needed. Two directories cannot be
-//! replaced in one instant, so what must agree has to lie under one manifest: **`state/` holds all that resuming
-//! needs** (parameters, moments, step, place in the data, offset in the log), and nothing else is read to resume.
-//! `last/` is only its export in Hugging Face layout. It is saved after `state/`; a crash between the two leaves
-//! a `last/` that is one save old, whole, and overwritten when the resumed run saves next. The parameters are
-//! thus written twice, once in the form of training and once in that of publishing. In return no crash can pair
-//! parameters with another step's moments, `last/` and `best/` can be copied or published as they are, `state/`
-//! can be deleted when the run is done, and `last/` need not be exported as often as the state is saved.
+//! replaced in one instant, so what must agree has to lie under one manifest: **`state/` holds all that
+//! resuming needs** (parameters, moments, step, place in the data, offset in the log), and nothing else is
+//! read to resume. `last/` is only its export in Hugging Face layout. It is saved after `state/`; a crash
+//! between the two leaves a `last/` that is one save old, whole, and overwritten when the resumed run saves
+//! next. The parameters are thus written twice, once in the form of training and once in that of publishing.
+//! In return no crash can pair parameters with another step's moments, `last/` and `best/` can be copied or
+//! published as they are, `state/` can be deleted when the run is done, and `last/` need not be exported as
+//! often as the state is saved.
 //!
 //! # How a directory is replaced
 //!
-//! `name` is never written to. [`save`] goes through five stages, and whatever it is stopped after, one of three
-//! directories verifies:
+//! `name` is never written to. [`save`] goes through five stages, and whatever it is stopped after, one of
+//! three directories verifies:
 //!
 //! | stage     | does                                                   | `name` | `.name.new` | `.name.old` |
 //! |-----------|--------------------------------------------------------|--------|-------------|-------------|
@@ -29,9 +30,9 @@
 //! | discard   | removes `.name.old`, its manifest first                | new    |             | partial     |
 //!
 //! [`recover`] brings any of these rows to a lone `name`: it completes a replacement whose new directory
-//! verifies and undoes any other. [`newest`] reads all three places and changes nothing. (Linux and macOS can swap
-//! two directories in one call, but not on every file system; a second way that needs the first for a fallback
-//! would not be simpler.)
+//! verifies and undoes any other. [`newest`] reads all three places and changes nothing. (Linux and macOS can
+//! swap two directories in one call, but not on every file system; a second way that needs the first for a
+//! fallback would not be simpler.)
 //!
 //! The hidden names are fixed, not random: one process at a time writes a run directory, and holds its
 //! [`Lock`](super::lock::Lock).
@@ -61,15 +62,16 @@ type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Saves the directory `name` under `parent`, replacing an earlier one only when the new one is whole.
 ///
-/// `write` puts files (no directories, no links) into the directory that it is given; `bytes` is an estimate of
-/// what they take, and `step` goes into the manifest.
+/// `write` puts files (no directories, no links) into the directory that it is given; `bytes` is an estimate
+/// of what they take, and `step` goes into the manifest.
 ///
 /// # Errors
 ///
 /// Too little free space, a failure of `write`, of a sync or of a rename. The error names the path, the bytes
-/// needed and the bytes free; what was written is removed, and an earlier `name` is as it was. A directory `name`
-/// that this function did not save is not replaced. If all went well but for the removal of the old directory, the
-/// error says so: the new one is in place then, and the next [`save`] or [`recover`] removes the old one.
+/// needed and the bytes free; what was written is removed, and an earlier `name` is as it was. A directory
+/// `name` that this function did not save is not replaced. If all went well but for the removal of the old
+/// directory, the error says so: the new one is in place then, and the next [`save`] or [`recover`] removes
+/// the old one.
 pub fn save(
     parent: &Path,
     name: &str,
@@ -91,8 +93,8 @@ pub struct Search {
 
 /// Looks for the directory of the most steps among `names` under `parent`, one that verifies.
 ///
-/// Where a crash has cut off a save, the directory may still have a hidden name; see [`recover`]. Of two with as many
-/// steps the one named first is taken. Files are hashed only until one directory verifies.
+/// Where a crash has cut off a save, the directory may still have a hidden name; see [`recover`]. Of two with
+/// as many steps the one named first is taken. Files are hashed only until one directory verifies.
 pub fn newest(parent: &Path, names: &[&str]) -> Search {
     let mut passed_over = Vec::new();
     let mut candidates = Vec::new();
@@ -116,7 +118,8 @@ pub fn newest(parent: &Path, names: &[&str]) -> Search {
     Search { found, passed_over }
 }
 
-/// Completes or undoes what a crash has left of saving `names` under `parent`; says what it did, a sentence each.
+/// Completes or undoes what a crash has left of saving `names` under `parent`; says what it did, a sentence
+/// each.
 ///
 /// For the start of a run, before anything is loaded, with the run directory's lock held.
 ///
@@ -208,7 +211,8 @@ impl Places {
         sync_directory(&self.parent)
     }
 
-    /// Takes back whatever stages of a save have been passed. What cannot be taken back now, [`recover`] will.
+    /// Takes back whatever stages of a save have been passed. What cannot be taken back now, [`recover`]
+    /// will.
     fn undo(&self) {
         let moved_in = !exists(&self.new);
         if moved_in {
