@@ -22,11 +22,11 @@ pub struct SinkMut<'a> {
 }
 
 /// The chunks of an operand that may be absent; `None` for each of `count` chunks where it is.
-pub(super) fn optional_chunks_mut<'a>(
-    values: Option<&'a mut [f32]>,
+pub(super) fn optional_chunks_mut(
+    values: Option<&mut [f32]>,
     size: usize,
     count: usize,
-) -> impl IndexedParallelIterator<Item = Option<&'a mut [f32]>> {
+) -> impl IndexedParallelIterator<Item = Option<&mut [f32]>> {
     match values {
         Some(values) => Either::Left(values.par_chunks_mut(size).map(Some)),
         None => Either::Right((0..count).into_par_iter().map(|_| None)),
