@@ -2,11 +2,11 @@
 //!
 //! The plan is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 //! The depth `k` is cut into slices. Within one, both operands are packed into panels as wide as the
-//! micro-kernel's tile, so that it reads memory in order; a panel of B stays in the L1 cache while the
-//! panels of a block of A, which stays in L2, pass by it.
+//! micro-kernel's tile, so that it reads memory in order; a panel of B stays close to the core while the
+//! panels of a block of A, which stays in the L2 cache, pass by it.
 //!
-//! Work is divided along the longer side of C only. The operand of the shorter side is needed by all tasks:
-//! it is packed once, in parallel, into a shared buffer. The other is packed by each task, block by block,
+//! Work is divided along one side of C only, about the longer. The other side's operand is needed by all tasks:
+//! it is packed once, in parallel, into a shared buffer. The divided one is packed by each task, block by block,
 //! into its thread's scratch, where it is used while still in the cache.
 //!
 //! An element of C is the sum over its slices, in order, of sums over a slice, in order. Slices depend on `k`
@@ -232,9 +232,9 @@ impl<'a> Product<'a> {
         Self { kernel: Kernel::of(isa), m, n, k, a, b, target }
     }
 
-    /// Tasks divide the longer side of C.
+    /// Whether tasks divide the rows of C or its columns.
     fn rows_are_divided(&self) -> bool {
-        self.m >= self.n
+        self.kernel.rows_are_divided(self.m, self.n)
     }
 
     /// The length of all slices but the last: as few as fit the caches, of about equal length.
@@ -261,20 +261,23 @@ impl<'a> Product<'a> {
         let (lines, panels) = (operand.lines, operand.lines.div_ceil(width));
         let length = self.slice_length();
         let slices = self.k.div_ceil(length);
+        // Neighbouring panels share cache lines and pages of an operand whose lines are columns.
+        let group = (slices * panels / (4 * rayon::current_num_threads())).clamp(1, 8);
+        let groups = panels.div_ceil(group);
         let shared = SharedMut::new(shared);
-        (0..slices * panels).into_par_iter().with_min_len(4).for_each(|index| {
-            let (slice, panel) = (index / panels, index % panels);
-            let depth = slice * length..((slice + 1) * length).min(self.k);
-            let start = (depth.start * panels + panel * depth.len()) * width;
-            // SAFETY: every (slice, panel) has a place of its own.
-            let panel_out = unsafe { shared.slice(start..start + depth.len() * width) };
-            let panel_lines = panel * width..((panel + 1) * width).min(lines);
+        (0..slices * groups).into_par_iter().with_max_len(1).for_each(|index| {
+            let depth = blocks(0..self.k, length).nth(index / groups).expect("one of the slices");
+            let lines = blocks(0..lines, group * width).nth(index % groups).expect("one of the groups");
+            let start = depth.start * panels * width + lines.start * depth.len();
+            let floats = depth.len() * lines.len().next_multiple_of(width);
+            // SAFETY: every slice of every group of panels has a place of its own.
+            let packed = unsafe { shared.slice(start..start + floats) };
             // SAFETY: the kernel's instruction set is available.
-            unsafe { pack(operand, panel_lines, depth, panel_out) };
+            unsafe { pack(operand, lines, depth, packed) };
         });
     }
 
-    /// Computes a block of C. `shared` is the packed operand of the shorter side; without it, both are
+    /// Computes a block of C. `shared` is the packed operand of the side that is not divided; without it, both are
     /// packed here.
     fn run(&self, rows: Range<usize>, columns: Range<usize>, shared: Option<&[f32]>, scratch: &mut [f32]) {
         let kernel = self.kernel;
@@ -297,7 +300,7 @@ impl<'a> Product<'a> {
                         Some(shared) => shared_part(shared, &slice, &rows, self.m, kernel.rows),
                         None => pack(kernel.pack_rows, kernel.rows, &self.a, &rows, &slice, a_private),
                     };
-                    self.multiply_block(a, b, &rows, &columns, &slice);
+                    self.multiply_block(a, b, &rows, &columns, &slice, a_shared.is_some());
                 }
             }
         }
@@ -311,21 +314,35 @@ impl<'a> Product<'a> {
         rows: &Range<usize>,
         columns: &Range<usize>,
         slice: &Range<usize>,
+        a_is_shared: bool,
     ) {
         let kernel = self.kernel;
         let mut tile = Tile([0.0; TILE]);
         let stage = write::Stage { first: slice.start == 0, last: slice.end == self.k };
+        // Each tile asks for its share of what comes next from the operand that is not in this core's cache yet:
+        // the next panel of B, or the next block of A.
+        let tiles_down = rows.len().div_ceil(kernel.rows);
+        let (ahead, ahead_step) = if a_is_shared {
+            (
+                a.as_ptr().wrapping_add(a.len()),
+                a.len() / (tiles_down * columns.len().div_ceil(kernel.columns)),
+            )
+        } else {
+            let panel = kernel.columns * slice.len();
+            (b.as_ptr().wrapping_add(panel), panel / tiles_down)
+        };
         for (j, column) in columns.clone().step_by(kernel.columns).enumerate() {
             let tile_columns = column..(column + kernel.columns).min(columns.end);
             let b = &b[j * kernel.columns * slice.len()..][..kernel.columns * slice.len()];
             for (i, row) in rows.clone().step_by(kernel.rows).enumerate() {
                 let tile_rows = row..(row + kernel.rows).min(rows.end);
                 let a = &a[i * kernel.rows * slice.len()..][..kernel.rows * slice.len()];
+                let ahead = ahead.wrapping_add((j * tiles_down + i) * ahead_step);
                 self.target.prefetch(&tile_rows, column, stage);
                 // SAFETY: the kernel's instruction set is available, and `a` and `b` are as long as it
                 // reads. No other task writes these rows and columns of the target.
                 unsafe {
-                    (kernel.multiply)(slice.len(), a.as_ptr(), b.as_ptr(), &mut tile.0);
+                    (kernel.multiply)(slice.len(), a.as_ptr(), b.as_ptr(), ahead, &mut tile.0);
                     (kernel.write)(&self.target, &mut tile.0, tile_rows, tile_columns.clone(), stage);
                 }
             }

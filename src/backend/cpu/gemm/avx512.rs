@@ -13,11 +13,20 @@ use super::write::{self, Stage, Target};
 const ROWS: usize = 14;
 const COLUMNS: usize = 32;
 
+/// The longest slice: a panel of B of this depth takes 48 KB, the L1 cache of most machines with AVX-512.
+const DEPTH: usize = 384;
+
+/// Rows of A in the L2 cache: 172 KB of at least 1 MB.
+const ROW_BLOCK: usize = 112;
+
+/// Floats to prefetch a step, so that the tiles of a block of rows fetch the next panel of B.
+const AHEAD: usize = COLUMNS * ROWS / ROW_BLOCK;
+
 pub(super) const KERNEL: Kernel = Kernel {
     rows: ROWS,
     columns: COLUMNS,
-    depth: 256,
-    row_block: 168,
+    depth: DEPTH,
+    row_block: ROW_BLOCK,
     column_block: 192,
     multiply,
     pack_rows,
@@ -26,11 +35,12 @@ pub(super) const KERNEL: Kernel = Kernel {
 };
 
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, tile: &mut [f32; TILE]) {
+unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32, tile: &mut [f32; TILE]) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     for p in 0..depth {
         // SAFETY: the caller's panels hold `depth` steps.
         unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(p * AHEAD).cast());
             let (a, b) = (a.add(p * ROWS), b.add(p * COLUMNS));
             let b = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
             for (i, sums) in sums.iter_mut().enumerate() {

@@ -9,8 +9,11 @@ pub(super) const TILE: usize = 14 * 32;
 
 /// Computes a tile `[rows, columns]` of C from a panel of A `[depth][rows]` and one of B `[depth][columns]`.
 ///
+/// `ahead` is where the tile's share of what later tiles read begins; it is only prefetched.
+///
 /// Unsafe to call: the instruction set must be available and the panels as long as said.
-pub(super) type Multiply = unsafe fn(depth: usize, a: *const f32, b: *const f32, tile: &mut [f32; TILE]);
+pub(super) type Multiply =
+    unsafe fn(depth: usize, a: *const f32, b: *const f32, ahead: *const f32, tile: &mut [f32; TILE]);
 
 /// The innermost loops of one instruction set.
 pub(super) struct Kernel {
@@ -18,7 +21,7 @@ pub(super) struct Kernel {
     pub(super) rows: usize,
     /// Width of a tile and of a panel of B.
     pub(super) columns: usize,
-    /// The longest slice: a panel of B of this depth stays in the L1 cache. A multiple of `GROUP`.
+    /// The longest slice; a multiple of `GROUP`.
     pub(super) depth: usize,
     /// Rows of A that are packed at a time, to stay in the L2 cache; a multiple of `rows`.
     pub(super) row_block: usize,
@@ -50,8 +53,16 @@ impl Kernel {
         (self.row_block + self.column_block) * self.depth
     }
 
-    /// The packed operand of the shorter side of C.
+    /// Whether tasks divide the rows of C `[m, n]` or its columns. Rows, if there are enough of them: the
+    /// kernel prefers a shared B.
+    pub(super) fn rows_are_divided(&self, m: usize, n: usize) -> bool {
+        2 * m >= n
+    }
+
+    /// The packed operand of the side that is not divided.
     pub(super) fn shared_floats(&self, m: usize, n: usize, k: usize) -> usize {
-        k * if m >= n { n.next_multiple_of(self.columns) } else { m.next_multiple_of(self.rows) }
+        let shared_rows = m.next_multiple_of(self.rows);
+        let shared_columns = n.next_multiple_of(self.columns);
+        k * if self.rows_are_divided(m, n) { shared_columns } else { shared_rows }
     }
 }

@@ -88,6 +88,11 @@ pub(super) fn gather_scalar<const WIDTH: usize>(rows: &[f32], stride: usize, pan
     }
 }
 
+/// Rows of a matrix that are dealt out to all panels before the next rows' turn. Eight rows may all fall into
+/// one set of the L1 cache (their distance is often a multiple of its size), and they fill whole cache lines
+/// of a panel.
+const RUN: usize = 8;
+
 /// Lines are columns: `WIDTH` neighbours lie side by side in every row.
 #[inline(always)]
 pub(super) fn pack_columns<const WIDTH: usize>(
@@ -96,17 +101,49 @@ pub(super) fn pack_columns<const WIDTH: usize>(
     depth: Range<usize>,
     packed: &mut [f32],
 ) {
+    let Operand { data, stride, .. } = *operand;
     let (full, panel_length) = (lines.len() / WIDTH, WIDTH * depth.len());
-    for (p, row) in depth.enumerate() {
-        let row = &operand.data[row * operand.stride..][lines.clone()];
-        let (chunks, rest) = row.as_chunks::<WIDTH>();
-        for (panel, chunk) in chunks.iter().enumerate() {
-            packed[panel * panel_length + p * WIDTH..][..WIDTH].copy_from_slice(chunk);
+    assert!(full * panel_length <= packed.len());
+    assert!(depth.is_empty() || (depth.end - 1) * stride + lines.end <= data.len());
+    let mut start = depth.start;
+    while start < depth.end {
+        let run = start..(start + RUN).min(depth.end);
+        for row in run.clone() {
+            for line in lines.clone().step_by(16) {
+                prefetch(data.as_ptr().wrapping_add((row + 2 * RUN) * stride + line));
+            }
         }
-        if !rest.is_empty() {
-            let places = &mut packed[full * panel_length + p * WIDTH..][..WIDTH];
-            places[..rest.len()].copy_from_slice(rest);
+        for panel in 0..full {
+            for row in run.clone() {
+                // SAFETY: row `depth.end - 1` reaches to `lines.end`, and the full panels are inside `packed`,
+                // as asserted. Checked slices took three times as long.
+                unsafe {
+                    let neighbours = data.as_ptr().add(row * stride + lines.start + panel * WIDTH);
+                    let places = packed.as_mut_ptr().add(panel * panel_length + (row - depth.start) * WIDTH);
+                    *places.cast::<[f32; WIDTH]>() = *neighbours.cast::<[f32; WIDTH]>();
+                }
+            }
+        }
+        start = run.end;
+    }
+    let rest = lines.start + full * WIDTH..lines.end;
+    if !rest.is_empty() {
+        for (row, places) in depth.zip(packed[full * panel_length..].as_chunks_mut::<WIDTH>().0) {
+            places[..rest.len()].copy_from_slice(&data[row * stride..][rest.clone()]);
             places[rest.len()..].fill(0.0);
         }
     }
+}
+
+/// Asks for a cache line ahead of its use.
+#[inline(always)]
+fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint: it faults at no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }

@@ -20,7 +20,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     write: write::write::<COLUMNS, false>,
 };
 
-unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, tile: &mut [f32; TILE]) {
+unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, _ahead: *const f32, tile: &mut [f32; TILE]) {
     // SAFETY: the caller's panels are this long.
     let (a, b) = unsafe {
         (std::slice::from_raw_parts(a, depth * ROWS), std::slice::from_raw_parts(b, depth * COLUMNS))
