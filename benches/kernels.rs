@@ -1,1 +1,269 @@
-fn main() {}
+//! `cargo bench --bench kernels`: each CPU kernel at the shapes of BERT-base and MiniLM-L6, as GFLOP/s or GB/s and
+//! as a share of what the machine was probed to do in the same run.
+//!
+//! Arguments pick rows by a part of their name: `cargo bench --bench kernels -- attention norm`.
+//! Bytes are those that a kernel has to move: each operand once.
+
+mod common;
+
+use common::{Limits, median};
+use mtdnn_raw::backend::cpu::SinkMut;
+use mtdnn_raw::backend::cpu::activation::{activate, activate_gradient};
+use mtdnn_raw::backend::cpu::attention;
+use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
+use mtdnn_raw::backend::cpu::embedding::{Tokens, embed, embed_gradient};
+use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm};
+use mtdnn_raw::backend::cpu::isa::Isa;
+use mtdnn_raw::backend::cpu::loss::{cross_entropy, cross_entropy_gradient};
+use mtdnn_raw::backend::cpu::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
+use mtdnn_raw::backend::cpu::philox::Stream;
+use mtdnn_raw::backend::cpu::scratch::Workspace;
+use mtdnn_raw::backend::cpu::sums::column_sums;
+use mtdnn_raw::backend::cpu::update::{Buffers, squared_norm, update};
+use mtdnn_raw::backend::{Group, Optimizer, Rule};
+use mtdnn_raw::random::Random;
+use mtdnn_raw::tensor::{Activation, Dropout};
+
+/// What a kernel's time is divided into.
+#[derive(Clone, Copy)]
+enum Work {
+    Flops(f64),
+    Floats(usize),
+}
+
+struct Table {
+    isa: Isa,
+    limits: Limits,
+    asked: Vec<String>,
+}
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    pool.install(|| {
+        let table = Table { isa: Isa::detect(), limits: Limits::probe(), asked };
+        println!(
+            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of copying",
+            table.isa,
+            table.limits.flops / 1e9,
+            table.limits.bytes / 1e9
+        );
+        println!("{:<52} {:>9} {:>16} {:>7}", "kernel", "ms", "rate", "share");
+        products(&table);
+        attentions(&table);
+        rows(&table);
+        tables(&table);
+        updates(&table);
+    });
+}
+
+impl Table {
+    fn row(&self, name: &str, work: Work, kernel: impl FnMut()) {
+        if !self.asked.is_empty() && !self.asked.iter().any(|part| name.contains(part.as_str())) {
+            return;
+        }
+        let seconds = median(kernel).as_secs_f64();
+        let (rate, unit, limit) = match work {
+            Work::Flops(flops) => (flops / seconds, "GFLOP/s", self.limits.flops),
+            Work::Floats(floats) => (4.0 * floats as f64 / seconds, "GB/s", self.limits.bytes),
+        };
+        println!(
+            "{name:<52} {:>9.3} {:>8.1} {unit:<7} {:>6.0}%",
+            seconds * 1e3,
+            rate / 1e9,
+            100.0 * rate / limit
+        );
+    }
+}
+
+fn products(table: &Table) {
+    let mut workspace = Workspace::new(rayon::current_num_threads());
+    let rows = 1024;
+    let base = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
+    let minilm = [(384, 1152), (384, 384), (384, 1536), (1536, 384)];
+    for (inputs, outputs) in base.into_iter().chain(minilm) {
+        let x = numbers(rows * inputs);
+        let weight = numbers(outputs * inputs);
+        let d_out = numbers(rows * outputs);
+        let bias = numbers(outputs);
+        let mut out = vec![0.0; rows * outputs];
+        let mut d_x = vec![0.0; rows * inputs];
+        let mut d_weight = vec![0.0; outputs * inputs];
+        let flops = Work::Flops(2.0 * (rows * inputs * outputs) as f64);
+        let (x, d_out) = (Matrix::new(&x, rows, inputs), Matrix::new(&d_out, rows, outputs));
+        let weight = Matrix::new(&weight, outputs, inputs);
+        let shape = format!("{rows} x {inputs} -> {outputs}");
+        table.row(&format!("product forward {shape}"), flops, || {
+            let c = MatrixMut::new(&mut out, rows, outputs);
+            gemm(table.isa, &mut workspace, Form::NT, x, weight, c, WriteBack::Bias(&bias));
+        });
+        table.row(&format!("product to the input {shape}"), flops, || {
+            let c = MatrixMut::new(&mut d_x, rows, inputs);
+            gemm(table.isa, &mut workspace, Form::NN, d_out, weight, c, WriteBack::Store);
+        });
+        table.row(&format!("product to the weight {shape}"), flops, || {
+            let c = MatrixMut::new(&mut d_weight, outputs, inputs);
+            gemm(table.isa, &mut workspace, Form::TN, d_out, x, c, WriteBack::Store);
+        });
+    }
+    let (x, weight, bias) = (numbers(rows * 768), numbers(3072 * 768), numbers(3072));
+    let (mut before, mut out) = (vec![0.0; rows * 3072], vec![0.0; rows * 3072]);
+    let flops = Work::Flops(2.0 * (rows * 768 * 3072) as f64);
+    table.row("product with bias and GELU 1024 x 768 -> 3072", flops, || {
+        let (a, b) = (Matrix::new(&x, rows, 768), Matrix::new(&weight, 3072, 768));
+        let c = MatrixMut::new(&mut out, rows, 3072);
+        let write_back = WriteBack::BiasGelu { bias: &bias, before: &mut before };
+        gemm(table.isa, &mut workspace, Form::NT, a, b, c, write_back);
+    });
+}
+
+fn attentions(table: &Table) {
+    let workspace = Workspace::new(rayon::current_num_threads());
+    let stream = Stream { seed: 1, step: 0 };
+    for (name, heads, size, sequences, length) in [
+        ("base 32 x 128", 12, 64, 32, 128),
+        ("base 8 x 512", 12, 64, 8, 512),
+        ("minilm 32 x 128", 12, 32, 32, 128),
+    ] {
+        let (tokens, hidden) = (sequences * length, heads * size);
+        let starts: Vec<u32> = (0..=sequences).map(|s| (s * length) as u32).collect();
+        let (qkv, d_context) = (numbers(tokens * 3 * hidden), numbers(tokens * hidden));
+        let (mut context, mut sums) = (vec![0.0; tokens * hidden], vec![0.0; tokens * heads]);
+        let mut d_qkv = vec![0.0; tokens * 3 * hidden];
+        let product = 2.0 * (sequences * length * length * hidden) as f64;
+        let (isa, scratch) = (table.isa, workspace.scratch());
+        for (with, dropout) in [("", 0.0), (", dropout", 0.1)] {
+            let dropout = Dropout::new(dropout, 0);
+            table.row(&format!("attention {name}{with}"), Work::Flops(2.0 * product), || {
+                attention::forward(
+                    isa,
+                    scratch,
+                    stream,
+                    dropout,
+                    heads,
+                    &qkv,
+                    &starts,
+                    &mut context,
+                    &mut sums,
+                );
+            });
+            table.row(&format!("attention gradient {name}{with}"), Work::Flops(5.0 * product), || {
+                attention::backward(
+                    isa, scratch, stream, dropout, heads, &qkv, &starts, &sums, &d_context, &mut d_qkv,
+                );
+            });
+        }
+    }
+}
+
+fn rows(table: &Table) {
+    let (rows, cols) = (4096, 768);
+    let size = rows * cols;
+    let isa = table.isa;
+    let stream = Stream { seed: 1, step: 0 };
+    let keys: Vec<u32> = (0..rows as u32).collect();
+    let (x, residual, gamma, beta) = (numbers(size), numbers(size), numbers(cols), numbers(cols));
+    let (mut y, mut normalized, mut inverse_std) = (vec![0.0; size], vec![0.0; size], vec![0.0; rows]);
+    let (mut d_x, mut d_residual) = (vec![0.0; size], vec![0.0; size]);
+    let (mut d_gamma, mut d_beta) = (vec![0.0; cols], vec![0.0; cols]);
+    for (with, probability) in [("", 0.0), (", dropout", 0.1)] {
+        let drop = RowDropout { stream, dropout: Dropout::new(probability, 0), keys: Some(&keys) };
+        table.row(&format!("add and norm {rows} x {cols}{with}"), Work::Floats(4 * size), || {
+            let (gamma, beta) = (&gamma, &beta);
+            let input = AddNorm { x: &x, residual: Some(&residual), drop, gamma, beta, epsilon: 1e-12 };
+            add_norm(isa, &input, &mut y, &mut normalized, &mut inverse_std);
+        });
+        table.row(&format!("add and norm gradient {rows} x {cols}{with}"), Work::Floats(4 * size), || {
+            let (normalized, inverse_std) = (&normalized, &inverse_std);
+            let input = AddNormGradient { d_y: &x, normalized, inverse_std, gamma: &gamma, drop };
+            let sink = |values| SinkMut { values, add: false };
+            let (d_residual, d_gamma, d_beta) =
+                (sink(&mut d_residual), sink(&mut d_gamma), sink(&mut d_beta));
+            add_norm_gradient(isa, &input, &mut d_x, Some(d_residual), d_gamma, d_beta);
+        });
+    }
+    let drop = RowDropout { stream, dropout: Dropout::new(0.1, 0), keys: Some(&keys) };
+    table.row("dropout 4096 x 768", Work::Floats(2 * size), || drop_rows(isa, drop, &x, cols, &mut y));
+
+    let size = 4096 * 3072;
+    let (before, d_after, mut after) = (numbers(size), numbers(size), vec![0.0; size]);
+    for (name, activation) in [("gelu", Activation::Gelu), ("gelu by tanh", Activation::GeluTanh)] {
+        table.row(&format!("{name} 4096 x 3072"), Work::Floats(2 * size), || {
+            activate(isa, activation, &before, &mut after);
+        });
+        table.row(&format!("{name} gradient 4096 x 3072"), Work::Floats(3 * size), || {
+            activate_gradient(isa, activation, &before, &d_after, &mut after);
+        });
+    }
+    let mut sums = vec![0.0; 3072];
+    table.row("column sums 4096 x 3072", Work::Floats(size), || {
+        column_sums(isa, &before, SinkMut { values: &mut sums, add: false });
+    });
+}
+
+fn tables(table: &Table) {
+    let (tokens, cols, vocabulary) = (4096, 768, 30522);
+    let mut random = Random::new(3, [0, 0]);
+    let ids: Vec<u32> = (0..tokens).map(|_| random.below(vocabulary as u32)).collect();
+    let types = vec![0; tokens];
+    let places: Vec<u32> = (0..tokens as u32).map(|t| t / 128 << 16 | t % 128).collect();
+    let mut order: Vec<u32> = (0..tokens as u32).collect();
+    order.sort_by_key(|&row| ids[row as usize]);
+    let starts: Vec<u32> = (0..=32).map(|s| s * 128).collect();
+    let index = Tokens { ids: &ids, types: &types, places: &places, order: &order, starts: &starts };
+    let (word, position, kind) = (numbers(vocabulary * cols), numbers(512 * cols), numbers(2 * cols));
+    let (d_out, mut out) = (numbers(tokens * cols), vec![0.0; tokens * cols]);
+    table.row("embedding 4096 x 768", Work::Floats(2 * tokens * cols), || {
+        embed(&index, cols, &word, &position, &kind, &mut out);
+    });
+    let (mut d_word, mut d_position, mut d_kind) =
+        (vec![0.0; vocabulary * cols], vec![0.0; 512 * cols], vec![0.0; 2 * cols]);
+    let floats = Work::Floats((tokens + vocabulary) * cols);
+    table.row("embedding gradient 4096 x 768 into 30522 rows", floats, || {
+        let sink = |values| SinkMut { values, add: false };
+        let sinks = (sink(&mut d_word), sink(&mut d_position), sink(&mut d_kind));
+        embed_gradient(table.isa, &index, cols, &d_out, sinks.0, sinks.1, sinks.2);
+    });
+
+    let rows = 512;
+    let (logits, mut d_logits) = (numbers(rows * vocabulary), vec![0.0; rows * vocabulary]);
+    let labels: Vec<u32> = (0..rows).map(|_| random.below(vocabulary as u32)).collect();
+    table.row("cross-entropy 512 x 30522", Work::Floats(rows * vocabulary), || {
+        cross_entropy(table.isa, &logits, &labels, vocabulary);
+    });
+    table.row("cross-entropy gradient 512 x 30522", Work::Floats(2 * rows * vocabulary), || {
+        cross_entropy_gradient(table.isa, &logits, &labels, vocabulary, 1.0, &mut d_logits);
+    });
+}
+
+fn updates(table: &Table) {
+    let len = 22_000_000;
+    let (mut parameters, gradients) = (numbers(len), numbers(len));
+    let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+    table.row("squared norm of 22 M gradients", Work::Floats(len), || {
+        squared_norm(table.isa, &gradients);
+    });
+    for rule in [Rule::Adamax, Rule::AdamaxW, Rule::AdamaxTorch, Rule::AdamW, Rule::Sgd] {
+        let moments = if rule == Rule::Sgd { 1 } else { 2 };
+        let floats = Work::Floats((3 + 2 * moments) * len);
+        table.row(&format!("{rule:?} of 22 M parameters, clipped"), floats, || {
+            let group = Group {
+                range: 0..len,
+                learning_rate: 5e-5,
+                weight_decay: 0.01,
+                update: 7,
+                zero_gradient: false,
+            };
+            let (first, second) = (&mut first, &mut second);
+            let buffers = Buffers { parameters: &mut parameters, gradients: &gradients, first, second };
+            update(table.isa, &Optimizer::new(rule), &group, 0.5, buffers);
+        });
+    }
+}
+
+/// Numbers in [-1, 1].
+fn numbers(len: usize) -> Vec<f32> {
+    let mut random = Random::new(4, [0, 0]);
+    (0..len).map(|_| (f64::from(random.word()) / f64::from(u32::MAX) * 2.0 - 1.0) as f32).collect()
+}

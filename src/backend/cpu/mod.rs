@@ -17,6 +17,7 @@
 pub mod activation;
 pub mod attention;
 mod blocks;
+pub use blocks::SinkMut;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
