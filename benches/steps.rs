@@ -127,6 +127,7 @@ fn random_batch(lengths: &[usize]) -> Batch {
             batch.places.push((sequence << 16 | position) as u32);
         }
         batch.starts.push(batch.ids.len() as u32);
+        batch.first_places.push((sequence << 16) as u32);
         batch.groups.push(sequence as u32 + 1);
         batch.labels.push(random.below(3));
         batch.targets.push(0.0);

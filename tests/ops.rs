@@ -74,6 +74,7 @@ impl Case {
             places: self.indices("places", Rows::Tokens, &places),
             order: self.indices("order", Rows::Tokens, &order),
             starts: self.indices("starts", Rows::SequenceStarts, &[0, 5, 6, 15]),
+            first_places: self.indices("first_places", Rows::Sequences, &[0, 1 << 16, 2 << 16]),
         }
     }
 
@@ -342,6 +343,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
         types: vec![0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1],
         places: (0u32..3).flat_map(|s| (0..[5, 1, 9][s as usize]).map(move |p| s << 16 | p)).collect(),
         starts: vec![0, 5, 6, 15],
+        first_places: vec![0, 1 << 16, 2 << 16],
         order: vec![14, 1, 3, 10, 12, 5, 0, 8, 2, 11, 4, 7, 9, 13, 6],
         groups: vec![0, 2, 3],
         labels: vec![1, 0],
@@ -378,6 +380,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
                 (index.places, batch.places.clone()),
                 (index.order, batch.order.clone()),
                 (index.starts, batch.starts.clone()),
+                (index.first_places, batch.first_places.clone()),
                 (answers.labels, batch.labels.clone()),
                 (answers.groups, batch.groups.clone()),
                 (answers.positives, batch.labels.clone()),

@@ -21,6 +21,8 @@ pub struct Batch {
     pub places: Vec<u32>,
     /// Where each sequence starts. [sequences + 1]
     pub starts: Vec<u32>,
+    /// The place of each sequence's first token. [sequences]
+    pub first_places: Vec<u32>,
     /// The token rows sorted by id, then by row: the embedding gradient sums the rows of an id in this order. [tokens]
     pub order: Vec<u32>,
     /// Where each example's sequences start. [examples + 1]
@@ -40,6 +42,7 @@ impl Batch {
             types: Vec::with_capacity(capacity.tokens),
             places: Vec::with_capacity(capacity.tokens),
             starts: Vec::with_capacity(capacity.sequences + 1),
+            first_places: Vec::with_capacity(capacity.sequences),
             order: Vec::with_capacity(capacity.tokens),
             groups: Vec::with_capacity(capacity.groups + 1),
             labels: Vec::with_capacity(capacity.groups),
@@ -95,6 +98,7 @@ impl Batch {
         self.types.clear();
         self.places.clear();
         self.starts.clear();
+        self.first_places.clear();
         self.order.clear();
         self.groups.clear();
         self.labels.clear();
@@ -109,6 +113,7 @@ impl Batch {
         self.types.extend((0..length).map(|position| u32::from(position >= second)));
         self.places.extend((0..length).map(|position| (sequence as u32) << 16 | position));
         self.starts.push(self.ids.len() as u32);
+        self.first_places.push((sequence as u32) << 16);
     }
 }
 
@@ -176,6 +181,7 @@ mod tests {
         let second = 1 << 16;
         assert_eq!(batch.places, [0, 1, 2, second, second + 1, second + 2, second + 3, second + 4]);
         assert_eq!(batch.starts, [0, 3, 8]);
+        assert_eq!(batch.first_places, [0, second]);
         assert_eq!(batch.order, [0, 3, 2, 5, 7, 1, 6, 4]);
         assert_eq!(batch.groups, [0, 1, 2]);
         assert_eq!(batch.labels, [NO_LABEL, 1]);

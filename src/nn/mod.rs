@@ -8,7 +8,7 @@ mod model;
 mod parameters;
 pub mod weights;
 
-pub use bert::{Bert, Encoded};
+pub use bert::Bert;
 pub use config::{BertConfig, ConfigError, FieldError, HiddenAct};
 pub use heads::{Answers, Head};
 pub use model::{Model, Recorded, extents};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::bert::{Bert, Encoded};
+use super::bert::Bert;
 use super::config::BertConfig;
 use super::heads::{Answers, Head};
 use super::parameters::ParameterTable;
@@ -88,8 +88,8 @@ impl Model {
         let mut tape = Tape::new(Mode::Training);
         let index = token_index(&mut tape);
         let answers = Answers::record(&mut tape);
-        let encoded = self.bert.encode(&mut tape, index);
-        let pooled = self.bert.pool(&mut tape, &encoded, index);
+        let first = self.bert.encode_first(&mut tape, index);
+        let pooled = self.bert.pool(&mut tape, first);
         let logits = self.head(task).logits(&mut tape, pooled);
         let loss = self.head(task).loss(&mut tape, logits, &answers);
         let program = Program::training(tape, loss, scale, accumulate, capacity);
@@ -105,8 +105,10 @@ impl Model {
 
     /// The answers of several tasks from one pass of the encoder.
     pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
-        let (mut tape, index, encoded) = self.encoder_for_inference();
-        let pooled = self.bert.pool(&mut tape, &encoded, index);
+        let mut tape = Tape::new(Mode::Inference);
+        let index = token_index(&mut tape);
+        let first = self.bert.encode_first(&mut tape, index);
+        let pooled = self.bert.pool(&mut tape, first);
         let outputs: Vec<Var> = tasks.iter().map(|&task| self.head(task).logits(&mut tape, pooled)).collect();
         let program = Program::inference(tape, &outputs, capacity);
         Recorded { program, outputs, hidden_states: Vec::new(), pooled: None, index, answers: None }
@@ -114,12 +116,14 @@ impl Model {
 
     /// Token vectors and the pooled vector; with `all_layers` every layer's token vectors.
     pub fn encoding(&self, all_layers: bool, capacity: Extents) -> Recorded {
-        let (mut tape, index, encoded) = self.encoder_for_inference();
-        let pooled = self.bert.pool(&mut tape, &encoded, index);
-        let hidden_states = match all_layers {
-            true => encoded.hidden_states,
-            false => vec![encoded.last_hidden_state()],
-        };
+        let mut tape = Tape::new(Mode::Inference);
+        let index = token_index(&mut tape);
+        let mut hidden_states = self.bert.encode(&mut tape, index);
+        if !all_layers {
+            hidden_states.drain(..hidden_states.len() - 1);
+        }
+        let first = tape.gather_first(hidden_states[hidden_states.len() - 1], index.starts);
+        let pooled = self.bert.pool(&mut tape, first);
         let mut outputs = hidden_states.clone();
         outputs.push(pooled);
         let program = Program::inference(tape, &outputs, capacity);
@@ -135,13 +139,6 @@ impl Model {
         let own = self.heads[owner].as_ref();
         let (head, _) = own.unwrap_or_else(|| panic!("task {} has no head", self.tasks[task].name));
         head
-    }
-
-    fn encoder_for_inference(&self) -> (Tape, TokenIndex, Encoded) {
-        let mut tape = Tape::new(Mode::Inference);
-        let index = token_index(&mut tape);
-        let encoded = self.bert.encode(&mut tape, index);
-        (tape, index, encoded)
     }
 }
 
@@ -170,6 +167,7 @@ impl Recorded {
         write(self.index.places, bytemuck::cast_slice(&batch.places))?;
         write(self.index.order, bytemuck::cast_slice(&batch.order))?;
         write(self.index.starts, bytemuck::cast_slice(&batch.starts))?;
+        write(self.index.first_places, bytemuck::cast_slice(&batch.first_places))?;
         if let Some(answers) = &self.answers {
             write(answers.labels, bytemuck::cast_slice(&batch.labels))?;
             write(answers.targets, bytemuck::cast_slice(&batch.targets))?;
@@ -192,5 +190,6 @@ fn token_index(tape: &mut Tape) -> TokenIndex {
         places: tape.input("places", DType::U32, Rows::Tokens, 1),
         order: tape.input("order", DType::U32, Rows::Tokens, 1),
         starts: tape.input("starts", DType::U32, Rows::SequenceStarts, 1),
+        first_places: tape.input("first_places", DType::U32, Rows::Sequences, 1),
     }
 }

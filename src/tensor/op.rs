@@ -78,6 +78,8 @@ pub struct TokenIndex {
     pub order: Var,
     /// First token row of each sequence and the end of the last, u32 `[sequences+1, 1]`.
     pub starts: Var,
+    /// The place of each sequence's first token, u32 `[sequences, 1]`: the keys of rows that [`Op::Gather`] took.
+    pub first_places: Var,
 }
 
 /// One operation. Shapes stand beside each operand; the outputs are operands too.

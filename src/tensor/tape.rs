@@ -89,6 +89,7 @@ impl Tape {
             self.expect(var, DType::U32, Shape::new(Rows::Tokens, 1));
         }
         self.expect(index.starts, DType::U32, Shape::new(Rows::SequenceStarts, 1));
+        self.expect(index.first_places, DType::U32, Shape::new(Rows::Sequences, 1));
         let out = self.computed("embedding", Shape::new(Rows::Tokens, hidden));
         self.ops.push(Op::Embedding { index, word, position, token_type, out });
         out
