@@ -21,6 +21,7 @@ pub mod glue;
 
 pub mod reader;
 mod rows;
+pub mod sample;
 pub mod sampler;
 pub mod task;
 pub mod tokenizer;

@@ -1,5 +1,6 @@
 //! Tests of the floor as a whole: files in, examples out.
 
+mod any_bytes;
 mod own_files;
 mod real_files;
 mod traps;
