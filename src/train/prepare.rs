@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::config::{ModelConfig, RunConfig};
 use super::run::{Event, Monitor};
 use super::trainer::TaskData;
-use crate::data::{Dataset, Label, Split, TaskSpec, Tokenizer, cache, reader, sample};
+use crate::data::{Dataset, Example, Label, Split, TaskSpec, Tokenizer, cache, reader, sample};
 use crate::nn::{BertConfig, directory};
 
 /// The built-in sample tasks are the same in every run, so that runs can be compared.
@@ -90,6 +90,11 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
 /// The vocabulary of the built-in sample tasks.
 pub fn sample_tokenizer() -> anyhow::Result<Tokenizer> {
     Ok(Tokenizer::from_words(sample::words(), Default::default())?)
+}
+
+/// The dev set of a built-in sample task.
+pub fn sample_dev(name: &str) -> Option<Vec<Example>> {
+    sample::tasks(SAMPLE_SEED).into_iter().find(|task| task.spec.name == name).map(|task| task.dev)
 }
 
 /// Reads and tokenises every task's examples, from `cache` where that was done before. `None` if the monitor stops it.
