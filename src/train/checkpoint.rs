@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::evaluate::Evaluation;
 use super::store;
 use super::trainer::Progress;
 use crate::backend::{Backend, BackendError};
@@ -23,6 +24,10 @@ pub struct State {
     pub log_offset: u64,
     /// What each task's examples hash to: a run does not go on over other data.
     pub data: Vec<String>,
+    /// The figures of the best evaluation so far, for the table at the end.
+    pub evaluations: Vec<Evaluation>,
+    /// Seconds of the run so far.
+    pub seconds: f64,
 }
 
 const PROGRESS: &str = "progress.json";

@@ -1,5 +1,7 @@
 //! Measuring a model: predictions for a whole set, and the metrics of a task.
 
+use serde::{Deserialize, Serialize};
+
 use super::metrics;
 use crate::backend::{Backend, BackendError, StepScalars};
 use crate::data::sampler::evaluation_batches;
@@ -11,7 +13,7 @@ use crate::tensor::Extents;
 pub const EVALUATION_TOKENS: usize = 4096;
 
 /// The figures of one task on one set.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The task's number in the model.
     pub task: usize,

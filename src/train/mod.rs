@@ -3,6 +3,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`config`] | the run file: every setting and its default |
+//! | [`prepare`] | what it names: tasks, token ids, an encoder |
+//! | [`run`] | a whole run and its directory |
 //! | [`trainer`] | the loop: Algorithm 1, steps, updates, when to measure and to save |
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
@@ -15,6 +17,8 @@ pub mod evaluate;
 pub mod lock;
 pub mod log;
 pub mod metrics;
+pub mod prepare;
+pub mod run;
 pub mod schedule;
 pub mod signals;
 pub mod store;

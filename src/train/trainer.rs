@@ -166,6 +166,7 @@ pub struct Trainer<'a> {
     /// The data of each trained task by its number in the sampler.
     trained: Vec<usize>,
     backend: &'a mut dyn Backend,
+    reserved: Sizes,
     steps: Vec<Recorded>,
     evaluations: Vec<Option<Recorded>>,
     sampler: Sampler,
@@ -221,7 +222,8 @@ impl<'a> Trainer<'a> {
         check_every_parameter_is_trained(model, &steps)?;
         let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
         let parameters = model.parameters().len();
-        backend.reserve(&Sizes { parameters, arena: arena.unwrap_or(0), training: true })?;
+        let reserved = Sizes { parameters, arena: arena.unwrap_or(0), training: true };
+        backend.reserve(&reserved)?;
 
         let sizes: Vec<usize> = trained.iter().map(|&task| data[task].train.len()).collect();
         let sampler = Sampler::new(seed, config.batch_size, sizes);
@@ -251,6 +253,7 @@ impl<'a> Trainer<'a> {
             data,
             trained,
             backend,
+            reserved,
             steps,
             evaluations,
             sampler,
@@ -282,6 +285,11 @@ impl<'a> Trainer<'a> {
     /// The training program of a task, to print.
     pub fn programs(&self) -> impl Iterator<Item = (usize, &Program)> {
         self.trained.iter().zip(&self.steps).map(|(&task, recorded)| (task, &recorded.program))
+    }
+
+    /// The memory that was reserved.
+    pub fn sizes(&self) -> Sizes {
+        self.reserved
     }
 
     /// Updates of the whole run.

@@ -1,0 +1,194 @@
+//! `eval`: the dev sets of a trained model's tasks.
+
+use std::fs;
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
+use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
+use mtdnn_raw::train::run::TaskResult;
+use mtdnn_raw::train::prepare;
+use mtdnn_raw::train::trainer::mean_of_main_metrics;
+use serde_json::{Value, json};
+
+use super::model::Loaded;
+use super::train::results_table;
+use super::{Exit, cache_directory, config_file};
+
+const EXAMPLES: &str = "\
+Examples:
+  mtdnn-raw eval --model runs/three/best --data glue
+  mtdnn-raw eval --model runs/three/best --data glue --tasks rte --json rte.json
+  mtdnn-raw eval --model runs/mine/best --data runs/mine/config.toml      tasks of your own: a run file names their files";
+
+/// Measure a trained model on the dev sets of its tasks.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct EvalArgs {
+    /// A model directory that `train` has written (best or last in a run directory).
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+
+    /// A folder with GLUE's tasks, or a run file that names the tasks' files.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// The tasks to measure; all of the model that have a dev set there if not said.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    tasks: Option<Vec<String>>,
+
+    /// Write the figures to this file as JSON as well.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
+    let mut loaded = Loaded::with_tasks(&args.model)?;
+    let asked = args.tasks.as_ref().map(|names| loaded.find(names)).transpose()?;
+    let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
+    let source = Source::open(args)?;
+    let cache = cache_directory();
+    let mut results = Vec::new();
+    for &task in asked.as_ref().unwrap_or(&all) {
+        let spec = loaded.model.tasks()[task].clone();
+        let sets = match source.dev_sets(&spec, &loaded, cache.as_deref()) {
+            Ok(sets) if sets.is_empty() => Err(anyhow::anyhow!("task {}: there is no dev set", spec.name)),
+            sets => sets,
+        };
+        let sets = match sets {
+            // Of tasks that were not asked for by name, one may lie elsewhere.
+            Err(error) if asked.is_none() && source.lacks(&spec) => {
+                eprintln!("not measured: {error:#}");
+                continue;
+            }
+            sets => sets?,
+        };
+        results.extend(measure_task(&mut loaded, task, &sets)?);
+    }
+    if results.is_empty() {
+        bail!("none of the model's tasks has a dev set in {}", args.data.display());
+    }
+    let evaluations: Vec<Evaluation> = results.iter().map(|result| result.evaluation.clone()).collect();
+    let mean = mean_of_main_metrics(&evaluations);
+    if let Some(path) = &args.json {
+        let text = format!("{:#}\n", to_json(&results, mean));
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let mut out = stdout().lock();
+    write!(out, "{}", results_table(&results))?;
+    writeln!(out, "mean {mean:.4}")?;
+    Ok(Exit::Done)
+}
+
+/// Where the tasks' files are.
+enum Source<'a> {
+    Glue(&'a PathBuf),
+    /// The tasks of a run file; none are the built-in sample tasks.
+    RunFile(Vec<TaskSpec>),
+    Sample,
+}
+
+impl<'a> Source<'a> {
+    fn open(args: &'a EvalArgs) -> anyhow::Result<Self> {
+        if args.data.is_dir() {
+            return Ok(Source::Glue(&args.data));
+        }
+        if !args.data.is_file() {
+            bail!("--data {}: no such folder, and no such run file", args.data.display());
+        }
+        let config = config_file::read(&args.data)?;
+        match config.tasks.is_empty() {
+            true => Ok(Source::Sample),
+            false => Ok(Source::RunFile(prepare::tasks(&config)?)),
+        }
+    }
+
+    /// Whether a task is not to be found here at all, rather than wrong.
+    fn lacks(&self, task: &TaskSpec) -> bool {
+        match self {
+            Source::Glue(folder) => glue::task(&task.name, folder).is_err(),
+            Source::RunFile(specs) => specs.iter().all(|spec| spec.name != task.name),
+            Source::Sample => false,
+        }
+    }
+
+    /// The dev sets of a task as token ids; labels are numbered as the model numbers them.
+    fn dev_sets(
+        &self,
+        task: &TaskSpec,
+        loaded: &Loaded,
+        cache: Option<&std::path::Path>,
+    ) -> anyhow::Result<Vec<(String, Dataset)>> {
+        let found = match self {
+            Source::Sample => return sample_sets(task, loaded),
+            Source::Glue(folder) => glue::task(&task.name, folder)?,
+            Source::RunFile(specs) => specs
+                .iter()
+                .find(|spec| spec.name == task.name)
+                .cloned()
+                .with_context(|| format!("task {}: the run file does not name it", task.name))?,
+        };
+        if found.kind != task.kind {
+            bail!("task {}: it is {} in the model and {} in the data", task.name, task.kind, found.kind);
+        }
+        let spec = TaskSpec { files: found.files, ..task.clone() };
+        let mut sets = Vec::new();
+        for file in spec.files_of(Split::Dev) {
+            let prepared = cache::prepare(file, &spec, &loaded.tokenizer, loaded.max_length, cache)?;
+            if prepared.skipped.count > 0 {
+                eprintln!("warning: task {}: {}", task.name, prepared.skipped);
+            }
+            prepared.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+            sets.push((file.name.clone(), prepared.dataset));
+        }
+        Ok(sets)
+    }
+}
+
+fn sample_sets(task: &TaskSpec, loaded: &Loaded) -> anyhow::Result<Vec<(String, Dataset)>> {
+    let examples = prepare::sample_dev(&task.name)
+        .with_context(|| format!("task {}: it is none of the built-in sample tasks", task.name))?;
+    Ok(vec![("dev".into(), cache::tokenize(&examples, &loaded.tokenizer, loaded.max_length))])
+}
+
+fn measure_task(
+    loaded: &mut Loaded,
+    task: usize,
+    sets: &[(String, Dataset)],
+) -> anyhow::Result<Vec<TaskResult>> {
+    let recorded = loaded.model.inference(&[task], evaluation_capacity(sets.iter().map(|(_, set)| set)));
+    loaded.reserve(&recorded)?;
+    let spec = &loaded.model.tasks()[task];
+    let mut results = Vec::new();
+    for (split, set) in sets {
+        eprintln!("measuring {} {split}: {} examples, {} tokens", spec.name, set.len(), set.ids.len());
+        let mut predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut loaded.backend);
+        let logits = predictor.logits(set, &|| false)?.expect("nothing stops it");
+        let metrics = measure(spec, set, &logits[0]);
+        results.push(TaskResult {
+            task: spec.name.clone(),
+            evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics },
+            baseline: prepare::baseline(spec, &Dataset::new(), set),
+        });
+    }
+    Ok(results)
+}
+
+fn to_json(results: &[TaskResult], mean: f64) -> Value {
+    let sets = results.iter().map(|TaskResult { task, evaluation, baseline }| {
+        let named = |values: &mut dyn Iterator<Item = f64>| -> Value {
+            let names = evaluation.metrics.iter().map(|(metric, _)| metric.name().to_string());
+            names.zip(values.map(Value::from)).collect::<serde_json::Map<_, _>>().into()
+        };
+        json!({
+            "task": task,
+            "set": evaluation.split,
+            "examples": evaluation.examples,
+            "metrics": named(&mut evaluation.metrics.iter().map(|&(_, value)| value)),
+            "baseline": named(&mut baseline.iter().copied()),
+        })
+    });
+    json!({ "mean": mean, "sets": sets.collect::<Vec<_>>() })
+}

@@ -1,0 +1,179 @@
+//! The texts that `predict` and `encode` read: a line each, from a file or standard input.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, stdin};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use mtdnn_raw::data::{Example, Label, Text};
+use serde_json::Value;
+
+/// Lines of text as examples without answers.
+pub(super) struct Input {
+    reader: Box<dyn BufRead>,
+    name: String,
+    line: u64,
+    /// What the columns after the first are.
+    columns: Columns,
+    json: bool,
+}
+
+/// What the columns after the first are.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Columns {
+    /// The second text of a pair.
+    Pair,
+    /// Candidates for the first, the query.
+    Candidates,
+}
+
+impl Input {
+    /// Opens a file; standard input if there is none or it is `-`.
+    pub(super) fn open(path: Option<&PathBuf>, columns: Columns) -> anyhow::Result<Self> {
+        let (mut reader, name): (Box<dyn BufRead>, String) = match path.filter(|path| path.as_os_str() != "-") {
+            Some(path) => {
+                let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+                (Box::new(BufReader::with_capacity(1 << 16, file)), path.display().to_string())
+            }
+            None => {
+                if stdin().is_terminal() {
+                    eprintln!("reading lines from the terminal; end them with Ctrl-D");
+                }
+                (Box::new(stdin().lock()), "standard input".into())
+            }
+        };
+        let start = reader.fill_buf().with_context(|| format!("cannot read {name}"))?;
+        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+        let extension = path.and_then(|path| Path::new(path).extension()?.to_str());
+        let json = start.starts_with(b"{") || matches!(extension, Some("jsonl" | "ndjson"));
+        Ok(Self { reader, name, line: 0, columns, json })
+    }
+
+    /// The next examples, at most `most`; none at the end.
+    pub(super) fn examples(&mut self, most: usize) -> anyhow::Result<Vec<Example>> {
+        let mut examples = Vec::new();
+        let mut bytes = Vec::new();
+        while examples.len() < most {
+            bytes.clear();
+            let read = self.reader.read_until(b'\n', &mut bytes);
+            if read.with_context(|| format!("cannot read {}", self.name))? == 0 {
+                break;
+            }
+            self.line += 1;
+            let text = self.parse(&bytes).with_context(|| format!("{}:{}", self.name, self.line))?;
+            examples.push(Example { text, label: Label::None });
+        }
+        Ok(examples)
+    }
+
+    fn parse(&self, bytes: &[u8]) -> anyhow::Result<Text> {
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| anyhow::anyhow!("the text is not UTF-8; convert the file, for example with iconv"))?;
+        let text = if self.line == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        if text.trim().is_empty() {
+            bail!("the line is empty, and every line gets an answer; remove it");
+        }
+        let parsed = if self.json { parse_json(text)? } else { self.parse_columns(text)? };
+        match (&parsed, self.columns) {
+            (Text::Candidates { .. }, Columns::Pair) => bail!("candidates are for ranking tasks; give text_a and text_b"),
+            (Text::Single(_) | Text::Pair(..), Columns::Candidates) => {
+                bail!("a ranking task needs a query and two candidates or more: query<TAB>one<TAB>other, or JSON with query and candidates")
+            }
+            _ => {}
+        }
+        let texts: Vec<&String> = match &parsed {
+            Text::Single(text) => vec![text],
+            Text::Pair(a, b) => vec![a, b],
+            Text::Candidates { query, candidates } => [query].into_iter().chain(candidates).collect(),
+        };
+        if texts.iter().any(|text| text.trim().is_empty()) {
+            bail!("one of its texts is empty");
+        }
+        Ok(parsed)
+    }
+
+    fn parse_columns(&self, line: &str) -> anyhow::Result<Text> {
+        let columns: Vec<&str> = line.split('\t').collect();
+        Ok(match (columns.as_slice(), self.columns) {
+            ([query, candidates @ ..], Columns::Candidates) if candidates.len() >= 2 => Text::Candidates {
+                query: query.to_string(),
+                candidates: candidates.iter().map(|text| text.to_string()).collect(),
+            },
+            ([a], _) => Text::Single(a.to_string()),
+            ([a, b], _) => Text::Pair(a.to_string(), b.to_string()),
+            _ => bail!("{} columns; a line is a text, or two with a tab between", columns.len()),
+        })
+    }
+}
+
+/// `{"text_a": …}`, `{"text_a": …, "text_b": …}` or `{"query": …, "candidates": […]}`; other keys do not matter.
+fn parse_json(line: &str) -> anyhow::Result<Text> {
+    let value: Value = serde_json::from_str(line).context("not a line of JSON")?;
+    let text = |key: &str, value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        _ => bail!("{key:?} is not a text"),
+    };
+    let of = |key: &str| value.get(key).map(|value| text(key, value)).transpose();
+    match (of("text_a")?, of("text_b")?, of("query")?, value.get("candidates")) {
+        (Some(a), None, None, None) => Ok(Text::Single(a)),
+        (Some(a), Some(b), None, None) => Ok(Text::Pair(a, b)),
+        (None, None, Some(query), Some(Value::Array(candidates))) => {
+            let candidates: Vec<String> =
+                candidates.iter().map(|value| text("candidates", value)).collect::<Result<_, _>>()?;
+            if candidates.len() < 2 {
+                bail!("\"candidates\" has {} texts; two or more are needed", candidates.len());
+            }
+            Ok(Text::Candidates { query, candidates })
+        }
+        _ => bail!("an object with text_a, with text_a and text_b, or with query and candidates (a list) is needed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &[u8], columns: Columns) -> anyhow::Result<Vec<Text>> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("in.txt");
+        std::fs::write(&path, text)?;
+        let examples = Input::open(Some(&path), columns)?.examples(100)?;
+        Ok(examples.into_iter().map(|example| example.text).collect())
+    }
+
+    fn error(text: &[u8], columns: Columns) -> String {
+        let error = format!("{:#}", read(text, columns).unwrap_err());
+        error.split_once("in.txt:").unwrap().1.to_string()
+    }
+
+    #[test]
+    fn marks_line_ends_and_a_missing_last_one_do_not_matter() {
+        let texts = read(b"\xef\xbb\xbfone\r\ntwo\tthree\r\nfour \"five", Columns::Pair).unwrap();
+        let pair = Text::Pair("two".into(), "three".into());
+        assert_eq!(texts, [Text::Single("one".into()), pair, Text::Single("four \"five".into())]);
+    }
+
+    #[test]
+    fn reads_json_and_candidates() {
+        let texts = read(b"{\"text_a\": \"a\\tb\", \"label\": 3}\n", Columns::Pair).unwrap();
+        assert_eq!(texts, [Text::Single("a\tb".into())]);
+        let expected = Text::Candidates { query: "q".into(), candidates: vec!["a".into(), "b".into()] };
+        let json = b"{\"query\": \"q\", \"candidates\": [\"a\", \"b\"]}\n";
+        assert_eq!(read(json, Columns::Candidates).unwrap(), [expected.clone()]);
+        assert_eq!(read(b"q\ta\tb\n", Columns::Candidates).unwrap(), [expected]);
+    }
+
+    #[test]
+    fn faults_are_named_with_their_line() {
+        assert!(error(b"one\n\ntwo\n", Columns::Pair).starts_with("2: the line is empty"));
+        assert!(error(b"a\tb\tc\n", Columns::Pair).starts_with("1: 3 columns"));
+        assert!(error(b"a\nb\xff\n", Columns::Pair).starts_with("2: the text is not UTF-8"));
+        assert!(error(b"a\t \n", Columns::Pair).starts_with("1: one of its texts is empty"));
+        assert!(error(b"a\tb\n", Columns::Candidates).starts_with("1: a ranking task needs"));
+        assert!(error(b"{\"text_a\": 3}\n", Columns::Pair).starts_with("1: \"text_a\" is not a text"));
+        assert!(error(b"{\"text\": \"x\"}\n", Columns::Pair).starts_with("1: an object with text_a"));
+        assert!(error(b"{\"text_a\": \"x\"}\nplain\n", Columns::Pair).starts_with("2: not a line of JSON"));
+    }
+}

@@ -1,0 +1,170 @@
+//! The command line: the only place that reads the clock, the environment or a terminal.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0, 1 for a failure, 2 for a command
+//! line or a run file that cannot be meant, 75 for a training run that a signal stopped and that `--resume` goes on with.
+
+mod config_file;
+mod console;
+mod doctor;
+mod encode;
+mod eval;
+mod format;
+mod input;
+mod model;
+mod options;
+mod predict;
+mod table;
+mod train;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  mtdnn-raw train                                            the built-in sample tasks: a first look, under two minutes
+  mtdnn-raw train --data glue --tasks rte,mrpc --init bert   two GLUE tasks on a pretrained encoder
+  mtdnn-raw eval --model runs/mtdnn/best --data glue         the dev sets of a trained model
+  mtdnn-raw doctor                                           what this machine offers and what is wrong with it
+
+Results go to standard output, everything else to standard error.
+Exit codes: 0 done, 1 failure, 2 wrong usage, 75 stopped by a signal and saved (run again with --resume).";
+
+/// Trains one BERT encoder on many language-understanding tasks at once (MT-DNN), evaluates it and predicts with it.
+#[derive(Parser)]
+#[command(name = "mtdnn-raw", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Threads to compute with; all cores if not said. The results are the same with any number.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(Box<options::TrainArgs>),
+    Eval(eval::EvalArgs),
+    Predict(predict::PredictArgs),
+    Encode(encode::EncodeArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// How a command that did not fail ended.
+enum Exit {
+    /// All was done.
+    Done,
+    /// A check found something wrong and has said it.
+    Unwell,
+    /// A signal stopped it, and what it had done is kept.
+    Stopped,
+}
+
+/// A command line or a run file that cannot be meant: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The whole program.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(Exit::Done) => ExitCode::SUCCESS,
+        Ok(Exit::Unwell) => ExitCode::FAILURE,
+        Ok(Exit::Stopped) => ExitCode::from(75),
+        // The reader of our output has seen enough (`mtdnn-raw predict … | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", explain(&error));
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let threads = match cli.threads {
+        Some(threads) => threads.get(),
+        None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+    };
+    // Kernels run in the pool of their caller, so the whole program runs inside one.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.with_context(|| format!("cannot start {threads} threads; --threads takes fewer"))?;
+    pool.install(|| match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Encode(args) => encode::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    })
+}
+
+/// An error and its causes in one line; a cause that the text before it quotes already is left out.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(pipe)
+}
+
+/// Where token ids are kept between runs; none where the environment names no home.
+fn cache_directory() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+    Some(cache.join("mtdnn-raw"))
+}
+
+/// The known name most like `name`, if any is like it at all.
+fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(&name, &known.to_lowercase()), known))
+        .filter(|&(likeness, _)| likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_is_described() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let described = argument.get_help().is_some_and(|help| !help.to_string().is_empty());
+                assert!(described, "{}: {} has no help", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Cli::command();
+        command.build();
+        check(&command);
+        command.debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "no such file");
+        let error = anyhow::Error::new(missing()).context("cannot read a.tsv: no such file");
+        assert_eq!(explain(&error), "cannot read a.tsv: no such file");
+        let error = anyhow::Error::new(missing()).context("cannot read a.tsv");
+        assert_eq!(explain(&error), "cannot read a.tsv: no such file");
+    }
+}

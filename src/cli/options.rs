@@ -1,0 +1,391 @@
+//! The flags of `train`, and how they and a run file make one [`RunConfig`].
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mtdnn_raw::backend::Rule;
+use mtdnn_raw::data::{TaskEntry, glue};
+use mtdnn_raw::train::config::{EvalEvery, OtherHeads, RunConfig};
+use mtdnn_raw::train::schedule::ScheduleKind;
+use serde::de::DeserializeOwned;
+use serde::de::value::{Error as NameError, StrDeserializer};
+
+use super::{Usage, config_file, nearest};
+
+const EXAMPLES: &str = "\
+Examples:
+  mtdnn-raw train
+      the built-in sample tasks, a small encoder from scratch, into a fresh runs/sample
+  mtdnn-raw train --data glue --tasks rte,mrpc,stsb --init bert-base-uncased --output runs/three
+      three GLUE tasks on a pretrained encoder (a directory in Hugging Face layout)
+  mtdnn-raw train glue.toml --learning-rate 2e-5
+      as a run file says, with one value changed
+  mtdnn-raw train --output runs/three --resume
+      goes on with a run that was stopped or killed, from its last checkpoint
+
+A run file holds every setting, and any task of your own:
+  output = \"runs/mine\"
+  [model]
+  init = \"bert-base-uncased\"
+  [train]
+  epochs = 3
+  [[task]]
+  name = \"tickets\"
+  train = \"tickets-train.tsv\"
+  dev = \"tickets-dev.tsv\"
+  text_a = \"question\"
+  label = \"team\"";
+
+/// Train a model on many tasks at once; with no argument, on the built-in sample tasks.
+#[derive(Args, Debug, Default)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct TrainArgs {
+    /// A run file (TOML); flags override what it says.
+    #[arg(value_name = "RUN.toml")]
+    file: Option<PathBuf>,
+
+    /// A folder with GLUE's tasks in their official layout, in place of the run file's tasks.
+    #[arg(long, value_name = "GLUE_DIR")]
+    data: Option<PathBuf>,
+
+    /// The tasks to train on: of --data (all that are there if not said), else of the run file.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    tasks: Option<Vec<String>>,
+
+    /// A pretrained model to start from: a directory with config.json, model.safetensors and vocab.txt.
+    #[arg(long, value_name = "DIR")]
+    init: Option<PathBuf>,
+
+    /// The run directory: configuration, log, checkpoints, the last and the best model. [default: runs/mtdnn]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+
+    /// The key of every random draw. [default: 2018]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Where to compute: auto, cpu, or cuda[:N].
+    #[arg(long, default_value = "auto")]
+    device: String,
+
+    /// The arithmetic: auto, f32, or bf16.
+    #[arg(long, default_value = "auto")]
+    precision: String,
+
+    /// Go on with the run in the output directory from its last checkpoint.
+    #[arg(long)]
+    resume: bool,
+
+    #[command(flatten)]
+    train: TrainFlags,
+}
+
+/// A flag for each key of the run file's `[train]`.
+#[derive(Args, Debug, Default)]
+struct TrainFlags {
+    /// Passes over all tasks' examples. [default: 5]
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+
+    /// Stop after this many updates; 0 for no such limit. [default: 0]
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u64>,
+
+    /// Examples in a batch. [default: 32]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+
+    /// Batches whose gradients are summed before an update. [default: 1]
+    #[arg(long, value_name = "N")]
+    accumulation: Option<u32>,
+
+    /// The peak of the learning rate. [default: 5e-5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    learning_rate: Option<f64>,
+
+    /// The update rule: adamax (MT-DNN's), adamax-w, adamax-torch, adam-w or sgd. [default: adamax]
+    #[arg(long, value_name = "NAME", value_parser = named::<Rule>)]
+    optimizer: Option<Rule>,
+
+    /// Decay of weight matrices. [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    weight_decay: Option<f32>,
+
+    /// The course of the learning rate: linear, cosine, constant or warmup_linear. [default: linear]
+    #[arg(long, value_name = "NAME", value_parser = named::<ScheduleKind>)]
+    schedule: Option<ScheduleKind>,
+
+    /// The share of all updates in which the learning rate rises. [default: 0.1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    warmup: Option<f64>,
+
+    /// The gradient norm above which gradients are scaled down; 0 for no limit. [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    clip: Option<f32>,
+
+    /// The longest sequence in tokens; longer text is cut. [default: 512]
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+
+    /// The encoder's dropout, in place of what its configuration says.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    dropout: Option<f64>,
+
+    /// What a step does to the heads of other tasks: skip, or zero-gradient as the reference does. [default: skip]
+    #[arg(long, value_name = "NAME", value_parser = named::<OtherHeads>)]
+    other_heads: Option<OtherHeads>,
+
+    /// When the dev sets are measured: epoch, never, or every so many steps. [default: epoch]
+    #[arg(long, value_name = "epoch|never|STEPS")]
+    eval: Option<EvalEvery>,
+
+    /// Stop after this many evaluations without a better mean; 0 to train to the end. [default: 0]
+    #[arg(long, value_name = "N")]
+    patience: Option<u32>,
+
+    /// Updates between two checkpoints; 0 for one after each epoch alone. [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    checkpoint_every: Option<u64>,
+}
+
+/// The name of the run directory's copy of the settings.
+pub(super) const SAVED: &str = "config.toml";
+
+/// What a command line asks for.
+pub(super) struct Request {
+    pub(super) config: RunConfig,
+    pub(super) resume: bool,
+}
+
+impl TrainArgs {
+    /// The settings that the run file (or what a run to be resumed has saved) and the flags make.
+    pub(super) fn request(&self) -> anyhow::Result<Request> {
+        check_device(&self.device)?;
+        check_precision(&self.precision)?;
+        let mut config = self.base()?;
+        self.apply(&mut config)?;
+        make_absolute(&mut config)?;
+        config.train.validate().map_err(|error| Usage(error.to_string()))?;
+        Ok(Request { config, resume: self.resume })
+    }
+
+    /// What the flags override.
+    fn base(&self) -> anyhow::Result<RunConfig> {
+        if let Some(file) = &self.file {
+            return config_file::read(file);
+        }
+        if self.resume {
+            let usage = "--resume: say which run to go on with: --output DIR, or its run file";
+            let output = self.output.as_ref().ok_or_else(|| Usage(usage.into()))?;
+            let saved = output.join(SAVED);
+            if saved.is_file() {
+                return config_file::read(&saved);
+            }
+            if self.data.is_none() {
+                return Err(Usage(format!(
+                    "--resume: {} holds no run (no {SAVED}); check --output, or start without --resume",
+                    output.display()
+                ))
+                .into());
+            }
+        }
+        if self.data.is_some() {
+            return Ok(RunConfig::default());
+        }
+        if self.tasks.is_some() {
+            let usage = "--tasks: say where the tasks are: --data GLUE_DIR, or a run file that holds them";
+            return Err(Usage(usage.into()).into());
+        }
+        let mut config = super::train::sample_config();
+        config.output = fresh(Path::new("runs/sample"));
+        Ok(config)
+    }
+
+    fn apply(&self, config: &mut RunConfig) -> anyhow::Result<()> {
+        match (&self.data, &self.tasks) {
+            (Some(data), tasks) => config.tasks = glue_tasks(data, tasks.as_deref())?,
+            (None, Some(tasks)) => select_tasks(&mut config.tasks, tasks)?,
+            (None, None) => {}
+        }
+        if let Some(init) = &self.init {
+            config.model.init = Some(init.clone());
+            config.model.config = None;
+            config.model.vocabulary = None;
+        }
+        set(&mut config.output, &self.output);
+        set(&mut config.seed, &self.seed);
+        let (train, flags) = (&mut config.train, &self.train);
+        set(&mut train.epochs, &flags.epochs);
+        set(&mut train.max_steps, &flags.max_steps);
+        set(&mut train.batch_size, &flags.batch_size);
+        set(&mut train.accumulation, &flags.accumulation);
+        set(&mut train.learning_rate, &flags.learning_rate);
+        set(&mut train.optimizer, &flags.optimizer);
+        set(&mut train.weight_decay, &flags.weight_decay);
+        set(&mut train.schedule, &flags.schedule);
+        set(&mut train.warmup, &flags.warmup);
+        set(&mut train.clip, &flags.clip);
+        set(&mut train.max_length, &flags.max_length);
+        set(&mut train.other_heads, &flags.other_heads);
+        set(&mut train.eval, &flags.eval);
+        set(&mut train.patience, &flags.patience);
+        set(&mut train.checkpoint_every, &flags.checkpoint_every);
+        train.dropout = flags.dropout.or(train.dropout);
+        Ok(())
+    }
+}
+
+fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
+    if let Some(flag) = flag {
+        value.clone_from(flag);
+    }
+}
+
+/// A value by the name that it has in a run file.
+fn named<T: DeserializeOwned>(name: &str) -> Result<T, NameError> {
+    T::deserialize(StrDeserializer::new(name))
+}
+
+fn check_device(device: &str) -> Result<(), Usage> {
+    let number = device.strip_prefix("cuda").map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+    match (device, number) {
+        ("auto" | "cpu", _) => Ok(()),
+        (_, Some(number)) if number.is_empty() || number.parse::<u32>().is_ok() => {
+            Err(Usage(format!("--device {device}: this build has no CUDA backend; take auto or cpu")))
+        }
+        _ => Err(Usage(format!("--device {device}: not a device; take auto, cpu or cuda[:N]"))),
+    }
+}
+
+fn check_precision(precision: &str) -> Result<(), Usage> {
+    match precision {
+        "auto" | "f32" => Ok(()),
+        "bf16" => Err(Usage("--precision bf16: the CPU backend computes in f32; take auto or f32".into())),
+        _ => Err(Usage(format!("--precision {precision}: not a precision; take auto, f32 or bf16"))),
+    }
+}
+
+/// Entries for tasks known by name in the folder that holds GLUE; all that can be trained if none are named.
+fn glue_tasks(data: &Path, names: Option<&[String]>) -> anyhow::Result<Vec<TaskEntry>> {
+    if !data.is_dir() {
+        let known = glue::names().collect::<Vec<_>>().join(", ");
+        let path = data.display();
+        anyhow::bail!("--data {path}: no such folder; it should hold the folders of GLUE's tasks ({known})");
+    }
+    let names = match names {
+        Some(names) => names.iter().map(|name| name.trim().to_string()).collect(),
+        None => glue::trainable_in(data).into_iter().map(str::to_string).collect::<Vec<_>>(),
+    };
+    if names.is_empty() {
+        anyhow::bail!("--data {}: there is no training file of a known task in it", data.display());
+    }
+    let entry = |name: &String| {
+        let spec = glue::task(name, data)?;
+        Ok(TaskEntry { name: spec.name, data: Some(data.to_path_buf()), ..TaskEntry::default() })
+    };
+    names.iter().map(entry).collect()
+}
+
+/// Keeps the named ones of the run file's tasks, in the order in which they are named.
+fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Usage> {
+    let mut selected = Vec::new();
+    for name in names {
+        let entry = entries.iter().find(|entry| entry.name == name.trim()).ok_or_else(|| {
+            let known = || entries.iter().map(|entry| entry.name.as_str());
+            match nearest(name, known()) {
+                Some(near) => Usage(format!("--tasks {name}: not a task of this run; did you mean {near:?}?")),
+                None => Usage(format!(
+                    "--tasks {name}: not a task of this run, which has {}",
+                    known().collect::<Vec<_>>().join(", ")
+                )),
+            }
+        })?;
+        selected.push(entry.clone());
+    }
+    *entries = selected;
+    Ok(())
+}
+
+/// Paths that are right from any directory: the run may be resumed from another one.
+fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
+    let RunConfig { output, model, tasks, .. } = config;
+    let of_tasks = tasks.iter_mut().flat_map(|task| [&mut task.data, &mut task.train, &mut task.dev, &mut task.test]);
+    let of_model = [&mut model.init, &mut model.vocabulary];
+    for path in of_tasks.chain(of_model).flatten() {
+        *path = std::path::absolute(&path)?;
+    }
+    if output.as_os_str().is_empty() {
+        return Err(Usage("output: the run directory needs a name".into()).into());
+    }
+    Ok(())
+}
+
+/// `path`, or `path-2`, `path-3`, ...: the first that is not there.
+fn fresh(path: &Path) -> PathBuf {
+    let numbered = (2..).map(|number| PathBuf::from(format!("{}-{number}", path.display())));
+    let mut candidates = std::iter::once(path.to_path_buf()).chain(numbered);
+    candidates.find(|path| !path.exists()).unwrap_or_else(|| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Command;
+    use mtdnn_raw::train::config::TrainConfig;
+
+    #[test]
+    fn every_key_of_train_has_a_flag() {
+        let config = TrainConfig { dropout: Some(0.1), ..TrainConfig::default() };
+        let table = toml::Table::try_from(config).unwrap();
+        let command = TrainFlags::augment_args(Command::new("train"));
+        for key in table.keys() {
+            let flag = key.replace('_', "-");
+            assert!(command.get_arguments().any(|a| a.get_long() == Some(&flag)), "no flag --{flag}");
+        }
+        assert_eq!(command.get_arguments().count(), table.len(), "a flag without a key");
+    }
+
+    #[test]
+    fn every_flag_overrides_its_key() {
+        let flags = [
+            ("epochs", "7"),
+            ("max_steps", "8"),
+            ("batch_size", "9"),
+            ("accumulation", "3"),
+            ("learning_rate", "0.25"),
+            ("optimizer", "sgd"),
+            ("weight_decay", "0.5"),
+            ("schedule", "cosine"),
+            ("warmup", "0.75"),
+            ("clip", "2.5"),
+            ("max_length", "77"),
+            ("dropout", "0.125"),
+            ("other_heads", "zero-gradient"),
+            ("eval", "12"),
+            ("patience", "4"),
+            ("checkpoint_every", "5"),
+        ];
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: TrainArgs,
+        }
+        let words = flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
+        let line = <Line as clap::Parser>::parse_from(std::iter::once("train".to_string()).chain(words));
+        let mut config = RunConfig::default();
+        line.args.apply(&mut config).unwrap();
+        let table = toml::Table::try_from(config.train).unwrap();
+        for (key, value) in flags {
+            assert_eq!(table[key].to_string().trim_matches('"'), value, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_fresh_directory_has_the_next_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("sample");
+        assert_eq!(fresh(&first), first);
+        std::fs::create_dir(&first).unwrap();
+        assert_eq!(fresh(&first), directory.path().join("sample-2"));
+    }
+}

@@ -1,0 +1,188 @@
+//! `predict`: the answers of one task or several to lines of text, from one pass of the encoder.
+
+use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, cache};
+use mtdnn_raw::train::evaluate::{Predictor, evaluation_capacity};
+use serde_json::{Map, Value, json};
+
+use super::Exit;
+use super::input::{Columns, Input};
+use super::model::Loaded;
+
+const EXAMPLES: &str = "\
+Examples:
+  echo 'a charming film' | mtdnn-raw predict --model runs/glue/best --task sst2
+  mtdnn-raw predict --model runs/glue/best --task rte,mnli pairs.tsv          a<TAB>b in each line
+  mtdnn-raw predict --model runs/sample/best --task answers --json questions.jsonl
+
+A line of input is a text, two texts with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
+For ranking: query<TAB>candidate<TAB>candidate…, or {\"query\": …, \"candidates\": […]}.
+A line of output has columns with tabs between: \"label probability\", the most probable first; a score; or for ranking
+\"candidate probability\", the best first. With several tasks, each task's columns follow its name.";
+
+/// Answer lines of text with one or several tasks of a trained model.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct PredictArgs {
+    /// A model directory that `train` has written (best or last in a run directory).
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+
+    /// The tasks to answer; several share one pass of the encoder.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NAME,...")]
+    task: Vec<String>,
+
+    /// Lines of text; - or nothing for standard input.
+    #[arg(value_name = "FILE|-")]
+    file: Option<PathBuf>,
+
+    /// Print a JSON object for each line, with a key for each task.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lines that are answered before the next are read.
+const CHUNK: usize = 8192;
+
+pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
+    let mut loaded = Loaded::with_tasks(&args.model)?;
+    let tasks = loaded.find(&args.task)?;
+    let ranking = |task: &&usize| loaded.model.tasks()[**task].kind == TaskKind::Ranking;
+    let columns = match tasks.iter().filter(ranking).count() {
+        0 => Columns::Pair,
+        count if count == tasks.len() => Columns::Candidates,
+        _ => bail!("--task: ranking tasks read candidates, the others a text or two; predict them one after another"),
+    };
+    let mut input = Input::open(args.file.as_ref(), columns)?;
+    let mut out = BufWriter::new(stdout().lock());
+    let mut truncated = 0;
+    let mut lines = 0;
+    loop {
+        let examples = input.examples(CHUNK)?;
+        if examples.is_empty() {
+            break;
+        }
+        lines += examples.len();
+        let dataset = cache::tokenize(&examples, &loaded.tokenizer, loaded.max_length);
+        truncated += dataset.truncated;
+        let logits = answers(&mut loaded, &tasks, &dataset)?;
+        for (index, example) in examples.iter().enumerate() {
+            let sequences = dataset.sequences_of(index);
+            let answers = tasks.iter().zip(&logits).map(|(&task, logits)| {
+                let spec = &loaded.model.tasks()[task];
+                let width = spec.outputs();
+                (spec, Answer::new(spec, example, &logits[sequences.start * width..sequences.end * width]))
+            });
+            match args.json {
+                true => {
+                    let object = answers.map(|(spec, answer)| (spec.name.clone(), answer.json()));
+                    writeln!(out, "{}", Value::Object(object.collect()))?;
+                }
+                false => {
+                    let name = |spec: &TaskSpec| (tasks.len() > 1).then(|| spec.name.clone());
+                    let columns = answers.flat_map(|(spec, answer)| name(spec).into_iter().chain(answer.columns()));
+                    writeln!(out, "{}", columns.collect::<Vec<_>>().join("\t"))?;
+                }
+            }
+        }
+        out.flush()?;
+    }
+    if lines == 0 {
+        bail!("there is nothing to answer: the input is empty");
+    }
+    if truncated > 0 {
+        eprintln!("warning: {truncated} sequences were cut to {} tokens, the model's length", loaded.max_length);
+    }
+    Ok(Exit::Done)
+}
+
+/// Each task's logits of a set, `[sequences, outputs]`.
+fn answers(loaded: &mut Loaded, tasks: &[usize], dataset: &Dataset) -> anyhow::Result<Vec<Vec<f32>>> {
+    let recorded = loaded.model.inference(tasks, evaluation_capacity([dataset]));
+    loaded.reserve(&recorded)?;
+    let mut predictor = Predictor::new(&loaded.model, tasks, &recorded, &mut loaded.backend);
+    Ok(predictor.logits(dataset, &|| false)?.expect("nothing stops it"))
+}
+
+/// What a task says of an example.
+enum Answer {
+    Score(f32),
+    /// What there is to choose from and its probability, the best first; for ranking the candidates.
+    Choice { names: Vec<String>, order: Vec<usize>, probabilities: Vec<f64>, ranking: bool },
+}
+
+impl Answer {
+    /// From the logits of the example's sequences.
+    fn new(spec: &TaskSpec, example: &Example, logits: &[f32]) -> Self {
+        let names = match (spec.kind, &example.text) {
+            (TaskKind::Regression, _) => return Answer::Score(logits[0]),
+            (TaskKind::Ranking, Text::Candidates { candidates, .. }) => candidates.clone(),
+            _ => spec.labels.clone(),
+        };
+        let probabilities = softmax(logits);
+        let mut order: Vec<usize> = (0..names.len()).collect();
+        order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        Answer::Choice { names, order, probabilities, ranking: spec.kind == TaskKind::Ranking }
+    }
+
+    fn columns(&self) -> Vec<String> {
+        match self {
+            Answer::Score(score) => vec![format!("{score:.4}")],
+            Answer::Choice { names, order, probabilities, .. } => {
+                order.iter().map(|&index| format!("{} {:.4}", names[index], probabilities[index])).collect()
+            }
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Answer::Score(score) => json!({ "score": score }),
+            Answer::Choice { names, order, probabilities, ranking: true } => {
+                let ranked = order.iter().map(|&index| {
+                    json!({"index": index, "text": names[index], "probability": probabilities[index]})
+                });
+                json!({ "ranking": ranked.collect::<Vec<_>>() })
+            }
+            Answer::Choice { names, order, probabilities, ranking: false } => {
+                let named = names.iter().cloned().zip(probabilities.iter().map(|&p| Value::from(p)));
+                json!({ "label": names[order[0]], "probabilities": named.collect::<Map<_, _>>() })
+            }
+        }
+    }
+}
+
+/// Probabilities from logits: `exp(x - max) / sum`.
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mtdnn_raw::data::Label;
+
+    #[test]
+    fn the_best_choice_comes_first() {
+        let spec: TaskSpec = serde_json::from_value(json!({
+            "name": "t", "kind": "classification", "labels": ["no", "yes"], "metrics": ["accuracy"], "dropout": 0.1
+        }))
+        .unwrap();
+        let example = Example { text: Text::Single("x".into()), label: Label::None };
+        let answer = Answer::new(&spec, &example, &[0.0, 3f32.ln()]);
+        assert_eq!(answer.columns(), ["yes 0.7500", "no 0.2500"]);
+        assert_eq!(answer.json()["label"], "yes");
+    }
+
+    #[test]
+    fn softmax_does_not_overflow() {
+        assert_eq!(softmax(&[1000.0, 1000.0]), [0.5, 0.5]);
+        assert_eq!(softmax(&[-1e30, 0.0]), [0.0, 1.0]);
+    }
+}
