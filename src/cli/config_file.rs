@@ -10,8 +10,7 @@ use super::{Usage, nearest};
 
 /// Reads a run file.
 pub(super) fn read(path: &Path) -> anyhow::Result<RunConfig> {
-    let bytes = fs::read(path)
-        .with_context(|| format!("cannot read the run file {}", path.display()))?;
+    let bytes = fs::read(path).with_context(|| format!("cannot read the run file {}", path.display()))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Usage(format!("{}: the text is not UTF-8; save it as UTF-8", path.display())))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

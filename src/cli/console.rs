@@ -93,7 +93,10 @@ impl Console {
             kind => kind.to_string(),
         };
         let tokens = format::count(tokens as f64);
-        self.print(&format!("task {}: {kind}, {train} to train on, {dev} to measure on, {tokens} tokens", task.name));
+        self.print(&format!(
+            "task {}: {kind}, {train} to train on, {dev} to measure on, {tokens} tokens",
+            task.name
+        ));
         self.tasks.push(task.name.clone());
         self.losses.push(None);
     }
@@ -131,8 +134,7 @@ impl Console {
         // The first step ends when this process begins to know its speed.
         let Some(training) = &mut self.training else {
             let updates = progress.updates;
-            self.training =
-                Some(Training { began: now, updates, tokens: 0, pauses: 0.0, step_ended: now });
+            self.training = Some(Training { began: now, updates, tokens: 0, pauses: 0.0, step_ended: now });
             return;
         };
         training.tokens += report.tokens;

@@ -165,10 +165,8 @@ fn batches(dataset: &Dataset) -> Vec<std::ops::Range<usize>> {
 /// The file's first bytes: the header's length and the header, filled up to a multiple of eight bytes.
 fn header(dataset: &Dataset, hidden: usize, pooler: bool) -> anyhow::Result<Vec<u8>> {
     let (tokens, lines) = (dataset.ids.len(), dataset.len());
-    let mut tensors = vec![
-        ("starts", "I64", vec![lines + 1], 8),
-        ("last_hidden_state", "F32", vec![tokens, hidden], 4),
-    ];
+    let mut tensors =
+        vec![("starts", "I64", vec![lines + 1], 8), ("last_hidden_state", "F32", vec![tokens, hidden], 4)];
     if pooler {
         tensors.push(("pooled", "F32", vec![lines, hidden], 4));
     }

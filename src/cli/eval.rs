@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
-use mtdnn_raw::train::run::TaskResult;
 use mtdnn_raw::train::prepare;
+use mtdnn_raw::train::run::TaskResult;
 use mtdnn_raw::train::trainer::mean_of_main_metrics;
 use serde_json::{Value, json};
 

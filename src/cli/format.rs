@@ -37,8 +37,14 @@ mod tests {
 
     #[test]
     fn units_follow_the_size() {
-        assert_eq!([0.04, 9.49, 59.6, 125.0, 11_220.0].map(duration), ["0.0 s", "9.5 s", "1 min 00 s", "2 min 05 s", "3 h 07 min"]);
-        assert_eq!([0, 999, 1000, 99_960, 1_500_000_000].map(bytes), ["0 bytes", "999 bytes", "1.0 kB", "100 kB", "1.5 GB"]);
+        assert_eq!(
+            [0.04, 9.49, 59.6, 125.0, 11_220.0].map(duration),
+            ["0.0 s", "9.5 s", "1 min 00 s", "2 min 05 s", "3 h 07 min"]
+        );
+        assert_eq!(
+            [0, 999, 1000, 99_960, 1_500_000_000].map(bytes),
+            ["0 bytes", "999 bytes", "1.0 kB", "100 kB", "1.5 GB"]
+        );
         assert_eq!([7.0, 999.6, 12_345.0].map(count), ["7", "1.0k", "12.3k"]);
     }
 }

@@ -30,7 +30,8 @@ pub(super) enum Columns {
 impl Input {
     /// Opens a file; standard input if there is none or it is `-`.
     pub(super) fn open(path: Option<&PathBuf>, columns: Columns) -> anyhow::Result<Self> {
-        let (mut reader, name): (Box<dyn BufRead>, String) = match path.filter(|path| path.as_os_str() != "-") {
+        let (mut reader, name): (Box<dyn BufRead>, String) = match path.filter(|path| path.as_os_str() != "-")
+        {
             Some(path) => {
                 let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
                 (Box::new(BufReader::with_capacity(1 << 16, file)), path.display().to_string())
@@ -67,8 +68,9 @@ impl Input {
     }
 
     fn parse(&self, bytes: &[u8]) -> anyhow::Result<Text> {
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| anyhow::anyhow!("the text is not UTF-8; convert the file, for example with iconv"))?;
+        let text = std::str::from_utf8(bytes).map_err(|_| {
+            anyhow::anyhow!("the text is not UTF-8; convert the file, for example with iconv")
+        })?;
         let text = if self.line == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
         let text = text.strip_suffix('\n').unwrap_or(text);
         let text = text.strip_suffix('\r').unwrap_or(text);
@@ -77,9 +79,13 @@ impl Input {
         }
         let parsed = if self.json { parse_json(text)? } else { self.parse_columns(text)? };
         match (&parsed, self.columns) {
-            (Text::Candidates { .. }, Columns::Pair) => bail!("candidates are for ranking tasks; give text_a and text_b"),
+            (Text::Candidates { .. }, Columns::Pair) => {
+                bail!("candidates are for ranking tasks; give text_a and text_b")
+            }
             (Text::Single(_) | Text::Pair(..), Columns::Candidates) => {
-                bail!("a ranking task needs a query and two candidates or more: query<TAB>one<TAB>other, or JSON with query and candidates")
+                bail!(
+                    "a ranking task needs a query and two candidates or more: query<TAB>one<TAB>other, or JSON with query and candidates"
+                )
             }
             _ => {}
         }
@@ -127,7 +133,9 @@ fn parse_json(line: &str) -> anyhow::Result<Text> {
             }
             Ok(Text::Candidates { query, candidates })
         }
-        _ => bail!("an object with text_a, with text_a and text_b, or with query and candidates (a list) is needed"),
+        _ => bail!(
+            "an object with text_a, with text_a and text_b, or with query and candidates (a list) is needed"
+        ),
     }
 }
 

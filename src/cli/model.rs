@@ -38,11 +38,18 @@ impl Loaded {
         Self::read(path, model, tokenizer, config.max_position_embeddings, false)
     }
 
-    fn read(path: &Path, model: Model, tokenizer: Tokenizer, max_length: usize, all: bool) -> anyhow::Result<Self> {
+    fn read(
+        path: &Path,
+        model: Model,
+        tokenizer: Tokenizer,
+        max_length: usize,
+        all: bool,
+    ) -> anyhow::Result<Self> {
         eprintln!("reading {}", path.display());
         let mut values = vec![0.0f32; model.parameters().len()];
         let loaded = directory::load_parameters(path, &model, 0, all, &mut values)?;
-        let unexpected = loaded.report.unexpected.iter().filter(|name| all || !name.starts_with("heads.")).count();
+        let unexpected =
+            loaded.report.unexpected.iter().filter(|name| all || !name.starts_with("heads.")).count();
         if unexpected > 0 {
             eprintln!("{}", loaded.report);
         }
@@ -71,7 +78,10 @@ impl Loaded {
             let Some(task) = known().position(|known| known == name) else {
                 match nearest(name, known()) {
                     Some(near) => bail!("the model has no task {name:?}; did you mean {near:?}?"),
-                    None => bail!("the model has no task {name:?}; it has {}", known().collect::<Vec<_>>().join(", ")),
+                    None => bail!(
+                        "the model has no task {name:?}; it has {}",
+                        known().collect::<Vec<_>>().join(", ")
+                    ),
                 }
             };
             if found.contains(&task) {

@@ -293,7 +293,9 @@ fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Us
         let entry = entries.iter().find(|entry| entry.name == name.trim()).ok_or_else(|| {
             let known = || entries.iter().map(|entry| entry.name.as_str());
             match nearest(name, known()) {
-                Some(near) => Usage(format!("--tasks {name}: not a task of this run; did you mean {near:?}?")),
+                Some(near) => {
+                    Usage(format!("--tasks {name}: not a task of this run; did you mean {near:?}?"))
+                }
                 None => Usage(format!(
                     "--tasks {name}: not a task of this run, which has {}",
                     known().collect::<Vec<_>>().join(", ")
@@ -309,7 +311,8 @@ fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Us
 /// Paths that are right from any directory: the run may be resumed from another one.
 fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     let RunConfig { output, model, tasks, .. } = config;
-    let of_tasks = tasks.iter_mut().flat_map(|task| [&mut task.data, &mut task.train, &mut task.dev, &mut task.test]);
+    let of_tasks =
+        tasks.iter_mut().flat_map(|task| [&mut task.data, &mut task.train, &mut task.dev, &mut task.test]);
     let of_model = [&mut model.init, &mut model.vocabulary];
     for path in of_tasks.chain(of_model).flatten() {
         *path = std::path::absolute(&path)?;
@@ -370,7 +373,8 @@ mod tests {
             #[command(flatten)]
             args: TrainArgs,
         }
-        let words = flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
+        let words =
+            flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
         let line = <Line as clap::Parser>::parse_from(std::iter::once("train".to_string()).chain(words));
         let mut config = RunConfig::default();
         line.args.apply(&mut config).unwrap();

@@ -55,7 +55,9 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let columns = match tasks.iter().filter(ranking).count() {
         0 => Columns::Pair,
         count if count == tasks.len() => Columns::Candidates,
-        _ => bail!("--task: ranking tasks read candidates, the others a text or two; predict them one after another"),
+        _ => bail!(
+            "--task: ranking tasks read candidates, the others a text or two; predict them one after another"
+        ),
     };
     let mut input = Input::open(args.file.as_ref(), columns)?;
     let mut out = BufWriter::new(stdout().lock());
@@ -84,7 +86,8 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
                 }
                 false => {
                     let name = |spec: &TaskSpec| (tasks.len() > 1).then(|| spec.name.clone());
-                    let columns = answers.flat_map(|(spec, answer)| name(spec).into_iter().chain(answer.columns()));
+                    let columns =
+                        answers.flat_map(|(spec, answer)| name(spec).into_iter().chain(answer.columns()));
                     writeln!(out, "{}", columns.collect::<Vec<_>>().join("\t"))?;
                 }
             }
@@ -95,7 +98,10 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
         bail!("there is nothing to answer: the input is empty");
     }
     if truncated > 0 {
-        eprintln!("warning: {truncated} sequences were cut to {} tokens, the model's length", loaded.max_length);
+        eprintln!(
+            "warning: {truncated} sequences were cut to {} tokens, the model's length",
+            loaded.max_length
+        );
     }
     Ok(Exit::Done)
 }
@@ -112,7 +118,12 @@ fn answers(loaded: &mut Loaded, tasks: &[usize], dataset: &Dataset) -> anyhow::R
 enum Answer {
     Score(f32),
     /// What there is to choose from and its probability, the best first; for ranking the candidates.
-    Choice { names: Vec<String>, order: Vec<usize>, probabilities: Vec<f64>, ranking: bool },
+    Choice {
+        names: Vec<String>,
+        order: Vec<usize>,
+        probabilities: Vec<f64>,
+        ranking: bool,
+    },
 }
 
 impl Answer {

@@ -21,16 +21,18 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = 0..self.rows[0].len();
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = columns.clone().map(width).collect();
         let is_number = |cell: &String| cell.is_empty() || cell == "-" || cell.parse::<f64>().is_ok();
         let numeric: Vec<bool> =
             columns.map(|column| self.rows[1..].iter().all(|row| is_number(&row[column]))).collect();
         for row in &self.rows {
-            let cells = row.iter().zip(&widths).zip(&numeric).map(|((cell, &width), numeric)| match numeric {
-                true => format!("{cell:>width$}"),
-                false => format!("{cell:<width$}"),
-            });
+            let cells =
+                row.iter().zip(&widths).zip(&numeric).map(|((cell, &width), numeric)| match numeric {
+                    true => format!("{cell:>width$}"),
+                    false => format!("{cell:<width$}"),
+                });
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         Ok(())
@@ -46,6 +48,9 @@ mod tests {
         let mut table = Table::new(&["task", "examples", "value"]);
         table.row(vec!["rte".into(), "277".into(), "0.61".into()]);
         table.row(vec!["sst2-long".into(), "".into(), "-".into()]);
-        assert_eq!(table.to_string(), "task       examples  value\nrte             277   0.61\nsst2-long                -\n");
+        assert_eq!(
+            table.to_string(),
+            "task       examples  value\nrte             277   0.61\nsst2-long                -\n"
+        );
     }
 }

@@ -29,8 +29,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     let mut console = Console::new(&config, Stop::on_signals()?);
     let cache = cache_directory();
     let mut backend = CpuBackend::new();
-    let outcome =
-        run::run(&config, resume, cache.as_deref(), SystemTime::now(), &mut backend, &mut console);
+    let outcome = run::run(&config, resume, cache.as_deref(), SystemTime::now(), &mut backend, &mut console);
     console.clear();
     let outcome = outcome?;
     let again = format!("mtdnn-raw train --resume --output {}", config.output.display());
@@ -38,7 +37,10 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         None => eprintln!("stopped before training began; nothing but token ids in the cache was kept"),
         Some(Ending::Stopped) => eprintln!("stopped and saved; to go on: {again}"),
         Some(Ending::Patience) => {
-            eprintln!("stopped early: the mean has not become better for {} evaluations", config.train.patience);
+            eprintln!(
+                "stopped early: the mean has not become better for {} evaluations",
+                config.train.patience
+            );
         }
         Some(Ending::Complete) => {}
     }

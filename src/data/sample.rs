@@ -15,8 +15,8 @@
 use std::collections::HashSet;
 
 use super::dataset::{Example, Label, Text};
-use super::random::Random;
 use super::task::{MetricKind, TaskKind, TaskSpec};
+use crate::random::Random;
 
 /// The examples of a built-in task.
 #[derive(Clone, Debug)]

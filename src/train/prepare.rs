@@ -61,14 +61,18 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
     let ModelConfig { init, vocabulary, config: sizes } = &config.model;
     let (mut sizes, tokenizer) = match (init, sizes, vocabulary) {
         (Some(init), None, None) => directory::read_encoder(init)?,
-        (Some(_), ..) => bail!("model: init brings sizes and vocabulary; leave out config and vocabulary, or init"),
+        (Some(_), ..) => {
+            bail!("model: init brings sizes and vocabulary; leave out config and vocabulary, or init")
+        }
         (None, Some(sizes), Some(vocabulary)) => (sizes.clone(), Tokenizer::from_directory(vocabulary)?),
         (None, Some(sizes), None) if config.tasks.is_empty() => {
             let tokenizer = sample_tokenizer()?;
             (BertConfig { vocab_size: tokenizer.vocab_size(), ..sizes.clone() }, tokenizer)
         }
         (None, Some(_), None) => {
-            bail!("model.vocabulary: a new model needs one; name a directory with vocab.txt or tokenizer.json")
+            bail!(
+                "model.vocabulary: a new model needs one; name a directory with vocab.txt or tokenizer.json"
+            )
         }
         (None, None, _) => bail!(
             "model: nothing says which; give --init DIR, a pretrained encoder, or [model.config] with the sizes of a \
@@ -82,7 +86,9 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
     sizes.validate().context("model.config")?;
     let (tokens, rows) = (tokenizer.vocab_size(), sizes.vocab_size);
     if tokens > rows {
-        bail!("model.config.vocab_size: {rows}, but the vocabulary has {tokens} tokens; give {tokens} or more");
+        bail!(
+            "model.config.vocab_size: {rows}, but the vocabulary has {tokens} tokens; give {tokens} or more"
+        );
     }
     Ok((sizes, tokenizer))
 }
@@ -176,7 +182,10 @@ fn tell_of(task: &TaskSpec, sets: &TaskData, max_length: usize, monitor: &mut dy
         )));
     }
     if sets.dev.is_empty() {
-        monitor.tell(Event::Warning(&format!("task {}: no dev set, so it is trained and never measured", task.name)));
+        monitor.tell(Event::Warning(&format!(
+            "task {}: no dev set, so it is trained and never measured",
+            task.name
+        )));
     }
 }
 
@@ -235,7 +244,9 @@ pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
             Mcc | Pearson | Spearman => 0.0,
             AccuracyAt1 => mean(&|size| 1.0 / size),
             // The mean of 1 / place over all places.
-            Mrr | Map => mean(&|size| (1..=size as u32).map(|place| 1.0 / f64::from(place)).sum::<f64>() / size),
+            Mrr | Map => {
+                mean(&|size| (1..=size as u32).map(|place| 1.0 / f64::from(place)).sum::<f64>() / size)
+            }
         })
         .collect()
 }
@@ -253,7 +264,10 @@ fn majority_class(set: &Dataset) -> u32 {
     for class in set.labels.iter().filter_map(class_of) {
         *counts.entry(class).or_default() += 1;
     }
-    counts.into_iter().max_by_key(|&(class, count)| (count, std::cmp::Reverse(class))).map_or(0, |(class, _)| class)
+    counts
+        .into_iter()
+        .max_by_key(|&(class, count)| (count, std::cmp::Reverse(class)))
+        .map_or(0, |(class, _)| class)
 }
 
 #[cfg(test)]
@@ -306,7 +320,8 @@ mod tests {
     #[test]
     fn a_new_model_needs_sizes_and_a_vocabulary() {
         let mut config = RunConfig { tasks: vec![TaskEntry::default()], ..RunConfig::default() };
-        let error = |config: &RunConfig| encoder(config).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let error =
+            |config: &RunConfig| encoder(config).err().map(|error| format!("{error:#}")).unwrap_or_default();
         assert!(error(&config).contains("--init"));
         config.model.config = Some(BertConfig::default());
         assert!(error(&config).contains("model.vocabulary"));

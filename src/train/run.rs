@@ -231,7 +231,8 @@ fn check_output(config: &RunConfig, resume: bool) -> anyhow::Result<()> {
     match first_difference(&saved, config)? {
         Some((key, before, now)) if resume => bail!(
             "--resume: {key} was {before} and is now {now}; a run goes on only as it began. Take {} back, or start \
-             another run with another --output", key.rsplit('.').next().unwrap_or(&key)
+             another run with another --output",
+            key.rsplit('.').next().unwrap_or(&key)
         ),
         _ => Ok(()),
     }
@@ -276,18 +277,31 @@ fn save_config(config: &RunConfig) -> anyhow::Result<()> {
 }
 
 /// The parameters that training begins with: those of `model.init`, new ones where it has none.
-fn initial_parameters(config: &RunConfig, model: &Model, monitor: &mut dyn Monitor) -> anyhow::Result<Vec<f32>> {
+fn initial_parameters(
+    config: &RunConfig,
+    model: &Model,
+    monitor: &mut dyn Monitor,
+) -> anyhow::Result<Vec<f32>> {
     let parameters = model.parameters();
     let mut values = vec![0.0f32; parameters.len()];
     let Some(init) = &config.model.init else {
         for parameter in parameters.parameters() {
             parameters.initialise(parameter, config.seed, &mut values[parameter.range()]);
         }
-        monitor.tell(Event::Note(&format!("model: new, {} parameters drawn from seed {}", parameters.count(), config.seed)));
+        monitor.tell(Event::Note(&format!(
+            "model: new, {} parameters drawn from seed {}",
+            parameters.count(),
+            config.seed
+        )));
         return Ok(values);
     };
     let loaded = directory::load_parameters(init, model, config.seed, false, &mut values)?;
-    monitor.tell(Event::Note(&format!("model: {} parameters, from {}: {}", parameters.count(), init.display(), loaded.report)));
+    monitor.tell(Event::Note(&format!(
+        "model: {} parameters, from {}: {}",
+        parameters.count(),
+        init.display(),
+        loaded.report
+    )));
     if !loaded.initialised.is_empty() {
         let names = loaded.initialised.join(", ");
         monitor.tell(Event::Note(&format!("drawn from seed {}: {names}", config.seed)));
@@ -435,7 +449,12 @@ impl Observer for Recorder<'_> {
         Ok(())
     }
 
-    fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64) -> anyhow::Result<()> {
+    fn evaluated(
+        &mut self,
+        progress: &Progress,
+        evaluations: &[Evaluation],
+        mean: f64,
+    ) -> anyhow::Result<()> {
         for evaluation in evaluations {
             let line = EvaluationLine {
                 event: "evaluation",
