@@ -286,7 +286,7 @@ fn encode_takes_a_plain_encoder() {
 fn doctor_finds_the_engine_right() {
     let place = Place::new();
     let text = place.run(&["doctor"]);
-    assert!(text.stdout.lines().any(|line| line.starts_with("ok") && line.contains("engine")), "{}", text.stdout);
+    assert!(text.stdout.lines().any(|line| line.starts_with("ok") && line.contains("known answer")), "{}", text.stdout);
     let json = place.run(&["doctor", "--json"]);
     for line in json.stdout.lines() {
         let finding: Value = serde_json::from_str(line).unwrap();

@@ -8,7 +8,7 @@ use clap::Args;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use serde_json::json;
 
-use super::{Exit, cache_directory, format};
+use super::{Exit, cache_directory, format, known_answer};
 
 /// Say what this machine offers, check that the engine computes rightly on it, and how to mend what is off.
 #[derive(Args)]
@@ -33,7 +33,7 @@ const LITTLE_DISK: u64 = 5_000_000_000;
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
     let findings =
-        [version(), processor(), instructions(), threads(), memory(), disk(), cache(), device(), known_answer()];
+        [version(), processor(), instructions(), threads(), memory(), disk(), cache(), device(), engine()];
     let mut out = stdout().lock();
     for Finding { name, value, remedy } in &findings {
         if args.json {
@@ -142,6 +142,13 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
-fn known_answer() -> Finding {
-    fine("engine", "not checked".into())
+fn engine() -> Finding {
+    match known_answer::check() {
+        Ok(error) => fine("engine", format!("a training step gives the known answer to within {error:.0e}")),
+        Err(error) => Finding {
+            name: "engine",
+            value: format!("a training step gives a wrong answer: {error:#}"),
+            remedy: Some("try MTDNN_ISA=avx2 or MTDNN_ISA=portable, and report it with this output".into()),
+        },
+    }
 }
