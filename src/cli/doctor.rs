@@ -8,7 +8,7 @@ use clap::Args;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use serde_json::json;
 
-use super::{Exit, cache_directory, format};
+use super::{Exit, cache_directory, format, known_answer};
 
 /// Say what this machine offers, check that the engine computes rightly on it, and how to mend what is off.
 #[derive(Args)]
@@ -32,25 +32,12 @@ const LITTLE_MEMORY: u64 = 4_000_000_000;
 const LITTLE_DISK: u64 = 5_000_000_000;
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
-    let findings = [
-        version(),
-        processor(),
-        instructions(),
-        threads(),
-        memory(),
-        disk(),
-        cache(),
-        device(),
-        known_answer(),
-    ];
+    let findings =
+        [version(), processor(), instructions(), threads(), memory(), disk(), cache(), device(), engine()];
     let mut out = stdout().lock();
     for Finding { name, value, remedy } in &findings {
         if args.json {
-            writeln!(
-                out,
-                "{}",
-                json!({"name": name, "value": value, "ok": remedy.is_none(), "remedy": remedy})
-            )?;
+            writeln!(out, "{}", json!({"name": name, "value": value, "ok": remedy.is_none(), "remedy": remedy}))?;
             continue;
         }
         let mark = if remedy.is_none() { "ok " } else { "OFF" };
@@ -83,8 +70,7 @@ fn version() -> Finding {
 
 fn processor() -> Finding {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        text.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let model = text.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
     fine("processor", model.map_or("unknown", |(_, name)| name.trim()).to_string())
 }
 
@@ -103,10 +89,8 @@ fn instructions() -> Finding {
 }
 
 fn threads() -> Finding {
-    let (used, cores) =
-        (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let remedy =
-        (used > cores).then(|| format!("more threads than cores are slower; take --threads {cores}"));
+    let (used, cores) = (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let remedy = (used > cores).then(|| format!("more threads than cores are slower; take --threads {cores}"));
     Finding { name: "threads", value: format!("{used}, on {cores} cores"), remedy }
 }
 
@@ -120,10 +104,8 @@ fn memory() -> Finding {
 
 fn disk() -> Finding {
     let Some(free) = free_bytes(Path::new(".")) else { return fine("disk", "unknown".into()) };
-    let remedy = (free < LITTLE_DISK).then(|| {
-        "a run on BERT-base saves 2.2 GB, and for a moment twice: make room, or give --output elsewhere"
-            .into()
-    });
+    let remedy = (free < LITTLE_DISK)
+        .then(|| "a run on BERT-base saves 2.2 GB, and for a moment twice: make room, or give --output elsewhere".into());
     Finding { name: "disk", value: format!("{} free in the working directory", format::bytes(free)), remedy }
 }
 
@@ -133,17 +115,12 @@ fn cache() -> Finding {
         return Finding { name: "cache", value: "none".into(), remedy: Some(remedy) };
     };
     let probe = path.join(format!("probe-{}", std::process::id()));
-    let written =
-        fs::create_dir_all(&path).and_then(|()| fs::write(&probe, "")).and_then(|()| fs::remove_file(&probe));
+    let written = fs::create_dir_all(&path).and_then(|()| fs::write(&probe, "")).and_then(|()| fs::remove_file(&probe));
     let used: u64 = fs::read_dir(&path)
-        .map(|entries| {
-            entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|facts| facts.len()).sum()
-        })
+        .map(|entries| entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|facts| facts.len()).sum())
         .unwrap_or(0);
     let remedy = written.err().map(|error| {
-        format!(
-            "it cannot be written ({error}), so token ids will be made anew in every run: set XDG_CACHE_HOME"
-        )
+        format!("it cannot be written ({error}), so token ids will be made anew in every run: set XDG_CACHE_HOME")
     });
     Finding { name: "cache", value: format!("{}, {}", path.display(), format::bytes(used)), remedy }
 }
@@ -165,6 +142,13 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
-fn known_answer() -> Finding {
-    fine("engine", "not checked".into())
+fn engine() -> Finding {
+    match known_answer::check() {
+        Ok(error) => fine("engine", format!("a training step gives the known answer to within {error:.0e}")),
+        Err(error) => Finding {
+            name: "engine",
+            value: format!("a training step gives a wrong answer: {error:#}"),
+            remedy: Some("try MTDNN_ISA=avx2 or MTDNN_ISA=portable, and report it with this output".into()),
+        },
+    }
 }

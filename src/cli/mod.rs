@@ -10,6 +10,7 @@ mod encode;
 mod eval;
 mod format;
 mod input;
+mod known_answer;
 mod model;
 mod options;
 mod predict;

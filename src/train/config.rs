@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::ScheduleKind;
 use crate::backend::Rule;
+use crate::data::batch::MAX_SEQUENCE;
 use crate::nn::BertConfig;
 
 /// What a run trains, on what, and how. Read from TOML, completed by flags, saved as it was resolved.
@@ -208,6 +209,9 @@ impl TrainConfig {
             let problem =
                 format!("{}: a pair needs room for [CLS] a [SEP] and [SEP]; give 4 or more", self.max_length);
             return fail("max_length", problem);
+        }
+        if self.max_length > MAX_SEQUENCE {
+            return fail("max_length", format!("{} tokens; {MAX_SEQUENCE} is the most", self.max_length));
         }
         if let Some(dropout) = self.dropout
             && !(0.0..1.0).contains(&dropout)
