@@ -17,7 +17,6 @@
 pub mod activation;
 pub mod attention;
 mod blocks;
-pub use blocks::SinkMut;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -36,6 +35,8 @@ pub mod sums;
 #[cfg(test)]
 mod testing;
 pub mod update;
+
+pub use blocks::SinkMut;
 
 use super::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
 use crate::tensor::{Program, Space, Span};
