@@ -65,8 +65,8 @@ impl Random {
     ///
     /// # Panics
     /// If there are none.
-    pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len() as u32) as usize]
+    pub fn choose<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.below(items.len() as u32) as usize]
     }
 
     /// Puts `items` into any order, each as likely as the others (Fisher and Yates).

@@ -57,7 +57,7 @@ impl Batch {
 
     /// The number of sequences.
     pub fn sequences(&self) -> usize {
-        self.starts.len() - 1
+        self.starts.len().saturating_sub(1)
     }
 
     /// The number of examples.

@@ -101,7 +101,7 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
         }
         row.line = self.line;
         match self.file.format {
-            Format::Tsv { .. } => row.cut(self.text()?, |text, cells| cut_tsv(text, cells)),
+            Format::Tsv { .. } => row.cut(self.text()?, cut_tsv),
             Format::Csv { .. } => {
                 // A record goes on over line ends while a quote is open.
                 while self.buffer.iter().filter(|&&byte| byte == b'"').count() % 2 == 1 {
@@ -110,7 +110,7 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
                         return Err(DataError::OpenQuote { path: self.file.path.clone(), line: row.line });
                     }
                 }
-                row.cut(self.text()?, |text, cells| cut_csv(text, cells));
+                row.cut(self.text()?, cut_csv);
             }
             Format::Jsonl => {
                 let text = self.text()?;

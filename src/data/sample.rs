@@ -90,6 +90,7 @@ pub fn words() -> Vec<&'static str> {
 const SAMPLES: u32 = 0x5350_0000;
 
 /// A kind of thing and some that are of it.
+#[derive(Clone, Copy)]
 struct Kind {
     name: &'static str,
     members: &'static [&'static str],
@@ -125,7 +126,7 @@ fn chance(random: &mut Random, percent: u32) -> bool {
 /// Any item but `other`.
 fn another<'a>(random: &mut Random, items: &[&'a str], other: &str) -> &'a str {
     loop {
-        let item = *random.choose(items);
+        let item = random.choose(items);
         if item != other {
             return item;
         }
@@ -144,7 +145,7 @@ fn sentiment(random: &mut Random) -> Example {
         let degree = if chance(random, 40) { format!("{} ", random.choose(DEGREES)) } else { String::new() };
         format!("the {} was {not}{degree}{adjective}", random.choose(TOPICS))
     };
-    let opening = *random.choose(&["", "", "honestly , ", "i thought that ", "we felt that "]);
+    let opening = random.choose(&["", "", "honestly , ", "i thought that ", "we felt that "]);
     let mut text = format!("{opening}{}", clause(random));
     if chance(random, 40) {
         text = format!("{text} but {}", clause(random));
@@ -156,15 +157,15 @@ fn sentiment(random: &mut Random) -> Example {
 /// out, follows; if anything becomes more special, or is added, nobody knows.
 fn inference(random: &mut Random) -> Example {
     let class = random.below(3);
-    let (number, verb, place) = (*random.choose(NUMBERS), *random.choose(VERBS), *random.choose(PLACES));
-    let mut steps = [(); 3].map(|()| *random.choose(&[Step::Same, Step::Up]));
+    let (number, verb, place) = (random.choose(NUMBERS), random.choose(VERBS), random.choose(PLACES));
+    let mut steps = [(); 3].map(|()| random.choose(&[Step::Same, Step::Up]));
     if class == NEUTRAL {
         steps[random.below(3) as usize] = Step::Down;
         steps[random.below(3) as usize] = Step::Down;
     }
     let thing = |random: &mut Random, kinds: &[Kind], step: Step| {
         let kind = random.choose(kinds);
-        let member = *random.choose(kind.members);
+        let member = random.choose(kind.members);
         match step {
             Step::Same if chance(random, 30) => (kind.name, kind.name),
             Step::Same => (member, member),
@@ -218,7 +219,7 @@ fn similarity(random: &mut Random) -> Example {
     let same = |slot: usize| slots[..shared as usize].contains(&slot);
     let mut of_kinds = |random: &mut Random, kinds: &[Kind], same: bool| {
         let (kind, other_kind) = (random.choose(kinds), random.choose(kinds));
-        let (first, second) = (*random.choose(kind.members), *random.choose(other_kind.members));
+        let (first, second) = (random.choose(kind.members), random.choose(other_kind.members));
         let second = if same { first } else { second };
         score += match (first == second, kind.members.contains(&second)) {
             (true, _) => 1.25,
@@ -230,7 +231,7 @@ fn similarity(random: &mut Random) -> Example {
     let agents = of_kinds(random, AGENTS, same(0));
     let objects = of_kinds(random, OBJECTS, same(1));
     let mut exact = |random: &mut Random, items: &[&'static str], same: bool| {
-        let first = *random.choose(items);
+        let first = random.choose(items);
         let second = if same { first } else { another(random, items, first) };
         score += if same { 1.25 } else { 0.0 };
         (first, second)
@@ -252,21 +253,21 @@ fn similarity(random: &mut Random) -> Example {
 fn answers(random: &mut Random) -> Example {
     let agents: Vec<&str> = AGENTS.iter().flat_map(|kind| kind.members).copied().collect();
     let objects: Vec<&str> = OBJECTS.iter().flat_map(|kind| kind.members).copied().collect();
-    let (agent, verb, object) = (*random.choose(&agents), *random.choose(VERBS), *random.choose(&objects));
+    let (agent, verb, object) = (random.choose(&agents), random.choose(VERBS), random.choose(&objects));
     let (word, asked, other) =
         if chance(random, 50) { ("where", PLACES, TIMES) } else { ("when", TIMES, PLACES) };
     let statement = |agent: &str, verb: &str, object: &str, detail: &str| {
         format!("the {agent} {verb}ed the {object} {detail} .")
     };
-    let right = statement(agent, verb, object, *random.choose(asked));
+    let right = statement(agent, verb, object, random.choose(asked));
     let mut candidates = vec![right.clone()];
     let count = 3 + random.below(4) as usize;
     while candidates.len() < count {
         let wrong = if chance(random, 50) {
-            statement(agent, verb, object, *random.choose(other))
+            statement(agent, verb, object, random.choose(other))
         } else {
             let other_agent = another(random, &agents, agent);
-            statement(other_agent, *random.choose(VERBS), *random.choose(&objects), *random.choose(asked))
+            statement(other_agent, random.choose(VERBS), random.choose(&objects), random.choose(asked))
         };
         if !candidates.contains(&wrong) {
             candidates.push(wrong);

@@ -39,6 +39,8 @@ fn field() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn any_bytes_are_examples_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         for format in [
