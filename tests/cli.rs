@@ -205,9 +205,11 @@ fn a_run_leaves_models_state_and_log() {
 #[test]
 fn eval_finds_the_figures_of_the_best_evaluation() {
     let place = trained();
-    let ended = place.ok(&["eval", "--model", "run/best", "--data", "run/config.toml", "--json", "eval.json"]);
+    let ended =
+        place.ok(&["eval", "--model", "run/best", "--data", "run/config.toml", "--json", "eval.json"]);
     let figures: Value = serde_json::from_slice(&fs::read(place.path("eval.json")).unwrap()).unwrap();
-    let state: Value = serde_json::from_slice(&fs::read(place.path("run/state/progress.json")).unwrap()).unwrap();
+    let state: Value =
+        serde_json::from_slice(&fs::read(place.path("run/state/progress.json")).unwrap()).unwrap();
     assert_eq!(figures["mean"], state["progress"]["best"]["mean"]);
     for task in ["mood", "likeness", "answer"] {
         assert!(ended.stdout.contains(task), "{}", ended.stdout);
@@ -286,7 +288,11 @@ fn encode_takes_a_plain_encoder() {
 fn doctor_finds_the_engine_right() {
     let place = Place::new();
     let text = place.run(&["doctor"]);
-    assert!(text.stdout.lines().any(|line| line.starts_with("ok") && line.contains("known answer")), "{}", text.stdout);
+    assert!(
+        text.stdout.lines().any(|line| line.starts_with("ok") && line.contains("known answer")),
+        "{}",
+        text.stdout
+    );
     let json = place.run(&["doctor", "--json"]);
     for line in json.stdout.lines() {
         let finding: Value = serde_json::from_str(line).unwrap();
@@ -303,7 +309,11 @@ fn earlier_results_are_kept() {
     let before = fs::read(place.path("run/best/model.safetensors")).unwrap();
     let ended = place.run(&["train", "run.toml", "--seed", "8"]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("already holds a run") && ended.stderr.contains("--resume"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("already holds a run") && ended.stderr.contains("--resume"),
+        "{}",
+        ended.stderr
+    );
     assert_eq!(fs::read(place.path("run/best/model.safetensors")).unwrap(), before);
     let config = fs::read_to_string(place.path("run/config.toml")).unwrap();
     assert!(config.contains("seed = 7"), "{config}");
@@ -384,7 +394,17 @@ fn a_stopped_run_saves_and_goes_on_to_the_same_bits() {
     let mut child = long_run(&place);
     Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(75));
-    place.ok(&["train", "run.toml", "--epochs", "40", "--checkpoint-every", "20", "--eval", "50", "--resume"]);
+    place.ok(&[
+        "train",
+        "run.toml",
+        "--epochs",
+        "40",
+        "--checkpoint-every",
+        "20",
+        "--eval",
+        "50",
+        "--resume",
+    ]);
     assert!(fs::read(place.path("run/last/model.safetensors")).unwrap() == undisturbed());
 }
 
@@ -407,7 +427,10 @@ fn a_save_that_fails_is_said_and_training_goes_on() {
     let program = assert_cmd::cargo::cargo_bin!("mtdnn-raw").display().to_string();
     let script = format!("trap '' XFSZ; ulimit -f 32; exec '{program}' train run.toml");
     let mut command = Command::new("bash");
-    command.args(["-c", &script]).current_dir(place.directory.path()).env("XDG_CACHE_HOME", place.path("cache"));
+    command
+        .args(["-c", &script])
+        .current_dir(place.directory.path())
+        .env("XDG_CACHE_HOME", place.path("cache"));
     let ended = Ended::from(command.output().unwrap());
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("NOT SAVED") && ended.stderr.contains("state"), "{}", ended.stderr);
@@ -423,7 +446,16 @@ fn a_save_that_fails_is_said_and_training_goes_on() {
 #[test]
 fn a_loss_that_diverges_stops_the_run() {
     let place = Place::new();
-    let ended = place.run(&["train", "run.toml", "--learning-rate", "1e30", "--warmup", "0", "--checkpoint-every", "1"]);
+    let ended = place.run(&[
+        "train",
+        "run.toml",
+        "--learning-rate",
+        "1e30",
+        "--warmup",
+        "0",
+        "--checkpoint-every",
+        "1",
+    ]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("of task") && ended.stderr.contains("at step"), "{}", ended.stderr);
     assert!(ended.stderr.contains("learning rate"), "{}", ended.stderr);
@@ -533,7 +565,11 @@ fn a_sequence_longer_than_the_position_table() {
     place.write("mood-train.tsv", format!("text\tmood\n{long}\tup\na song\tdown\n"));
     let ended = place.run(&["train", "run.toml", "--max-length", "50"]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("42 tokens") && ended.stderr.contains("--max-length 32"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("42 tokens") && ended.stderr.contains("--max-length 32"),
+        "{}",
+        ended.stderr
+    );
 }
 
 // Model directories.
@@ -542,17 +578,48 @@ fn a_sequence_longer_than_the_position_table() {
 fn a_model_directory_that_is_wrong() {
     let faults: [(&str, fn(&Path), &[&str]); 8] = [
         ("no directory", |model| fs::remove_dir_all(model).unwrap(), &["no such model directory"]),
-        ("no weights", |model| fs::remove_file(model.join("model.safetensors")).unwrap(), &["model.safetensors"]),
-        ("truncated", |model| edit(model, "model.safetensors", |bytes| bytes.truncate(bytes.len() - 4)), &["model.safetensors", "whole"]),
-        ("a header longer than the file", |model| edit(model, "model.safetensors", |bytes| bytes[..8].fill(0x7f)), &["model.safetensors"]),
+        (
+            "no weights",
+            |model| fs::remove_file(model.join("model.safetensors")).unwrap(),
+            &["model.safetensors"],
+        ),
+        (
+            "truncated",
+            |model| edit(model, "model.safetensors", |bytes| bytes.truncate(bytes.len() - 4)),
+            &["model.safetensors", "whole"],
+        ),
+        (
+            "a header longer than the file",
+            |model| edit(model, "model.safetensors", |bytes| bytes[..8].fill(0x7f)),
+            &["model.safetensors"],
+        ),
         ("another dtype", |model| replace(model, "model.safetensors", "\"F32\"", "\"I32\""), &["I32"]),
-        ("another shape", |model| replace(model, "config.json", "\"intermediate_size\": 64", "\"intermediate_size\": 48"), &["intermediate", "[64, 32]", "[48, 32]"]),
-        ("heads that do not fit", |model| replace(model, "config.json", "\"num_attention_heads\": 2", "\"num_attention_heads\": 5"), &["config.json", "num_attention_heads"]),
-        ("a longer vocabulary", |model| edit(model, "vocab.txt", |bytes| (0..60).for_each(|n| bytes.extend(format!("w{n}\n").bytes()))), &["vocabulary", "64"]),
+        (
+            "another shape",
+            |model| replace(model, "config.json", "\"intermediate_size\": 64", "\"intermediate_size\": 48"),
+            &["intermediate", "[64, 32]", "[48, 32]"],
+        ),
+        (
+            "heads that do not fit",
+            |model| replace(model, "config.json", "\"num_attention_heads\": 2", "\"num_attention_heads\": 5"),
+            &["config.json", "num_attention_heads"],
+        ),
+        (
+            "a longer vocabulary",
+            |model| {
+                edit(model, "vocab.txt", |bytes| {
+                    (0..60).for_each(|n| bytes.extend(format!("w{n}\n").bytes()))
+                })
+            },
+            &["vocabulary", "64"],
+        ),
     ];
     let place = Place::new();
     place.write("in.txt", "the film\n");
-    place.write("run.toml", RUN.replace("vocabulary = \"vocabulary\"", "").replace("[model.config]", "[unused]"));
+    place.write(
+        "run.toml",
+        RUN.replace("vocabulary = \"vocabulary\"", "").replace("[model.config]", "[unused]"),
+    );
     for (fault, damage, words) in faults {
         let _ = fs::remove_dir_all(place.path("model"));
         copy(&trained().path("run/best"), &place.path("model"));
@@ -597,6 +664,7 @@ fn tasks_that_the_model_has_not() {
 #[test]
 fn a_trained_model_is_a_start_for_another_run() {
     let place = with_model();
-    let ended = place.ok(&["train", "run.toml", "--init", "model", "--max-steps", "2", "--tasks", "mood,answer"]);
+    let ended =
+        place.ok(&["train", "run.toml", "--init", "model", "--max-steps", "2", "--tasks", "mood,answer"]);
     assert!(ended.stderr.contains("not used"), "the head of likeness is left out silently: {}", ended.stderr);
 }

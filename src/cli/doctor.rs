@@ -37,7 +37,11 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
     let mut out = stdout().lock();
     for Finding { name, value, remedy } in &findings {
         if args.json {
-            writeln!(out, "{}", json!({"name": name, "value": value, "ok": remedy.is_none(), "remedy": remedy}))?;
+            writeln!(
+                out,
+                "{}",
+                json!({"name": name, "value": value, "ok": remedy.is_none(), "remedy": remedy})
+            )?;
             continue;
         }
         let mark = if remedy.is_none() { "ok " } else { "OFF" };
@@ -70,7 +74,8 @@ fn version() -> Finding {
 
 fn processor() -> Finding {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let model =
+        text.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
     fine("processor", model.map_or("unknown", |(_, name)| name.trim()).to_string())
 }
 
@@ -89,8 +94,10 @@ fn instructions() -> Finding {
 }
 
 fn threads() -> Finding {
-    let (used, cores) = (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let remedy = (used > cores).then(|| format!("more threads than cores are slower; take --threads {cores}"));
+    let (used, cores) =
+        (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let remedy =
+        (used > cores).then(|| format!("more threads than cores are slower; take --threads {cores}"));
     Finding { name: "threads", value: format!("{used}, on {cores} cores"), remedy }
 }
 
@@ -104,8 +111,10 @@ fn memory() -> Finding {
 
 fn disk() -> Finding {
     let Some(free) = free_bytes(Path::new(".")) else { return fine("disk", "unknown".into()) };
-    let remedy = (free < LITTLE_DISK)
-        .then(|| "a run on BERT-base saves 2.2 GB, and for a moment twice: make room, or give --output elsewhere".into());
+    let remedy = (free < LITTLE_DISK).then(|| {
+        "a run on BERT-base saves 2.2 GB, and for a moment twice: make room, or give --output elsewhere"
+            .into()
+    });
     Finding { name: "disk", value: format!("{} free in the working directory", format::bytes(free)), remedy }
 }
 
@@ -115,12 +124,17 @@ fn cache() -> Finding {
         return Finding { name: "cache", value: "none".into(), remedy: Some(remedy) };
     };
     let probe = path.join(format!("probe-{}", std::process::id()));
-    let written = fs::create_dir_all(&path).and_then(|()| fs::write(&probe, "")).and_then(|()| fs::remove_file(&probe));
+    let written =
+        fs::create_dir_all(&path).and_then(|()| fs::write(&probe, "")).and_then(|()| fs::remove_file(&probe));
     let used: u64 = fs::read_dir(&path)
-        .map(|entries| entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|facts| facts.len()).sum())
+        .map(|entries| {
+            entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|facts| facts.len()).sum()
+        })
         .unwrap_or(0);
     let remedy = written.err().map(|error| {
-        format!("it cannot be written ({error}), so token ids will be made anew in every run: set XDG_CACHE_HOME")
+        format!(
+            "it cannot be written ({error}), so token ids will be made anew in every run: set XDG_CACHE_HOME"
+        )
     });
     Finding { name: "cache", value: format!("{}, {}", path.display(), format::bytes(used)), remedy }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
+use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
 use mtdnn_raw::train::prepare;
 use mtdnn_raw::train::run::TaskResult;
@@ -170,7 +171,7 @@ fn measure_task(
         results.push(TaskResult {
             task: spec.name.clone(),
             evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics },
-            baseline: prepare::baseline(spec, &Dataset::new(), set),
+            baseline: baseline(spec, &Dataset::new(), set),
         });
     }
     Ok(results)

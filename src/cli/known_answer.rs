@@ -75,9 +75,15 @@ fn step() -> anyhow::Result<(f64, f64)> {
     recorded.write(&mut backend, &batch)?;
     backend.run(&recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
     let mut loss = [0.0f32];
-    backend.read(recorded.program.span(recorded.outputs[0], &extents), bytemuck::cast_slice_mut(&mut loss))?;
-    let group =
-        Group { range: 0..parameters, learning_rate: 0.0, weight_decay: 0.0, update: 1, zero_gradient: false };
+    backend
+        .read(recorded.program.span(recorded.outputs[0], &extents), bytemuck::cast_slice_mut(&mut loss))?;
+    let group = Group {
+        range: 0..parameters,
+        learning_rate: 0.0,
+        weight_decay: 0.0,
+        update: 1,
+        zero_gradient: false,
+    };
     let norm = backend.update(&Optimizer::new(Rule::Sgd), 0.0, &[group])?;
     Ok((f64::from(loss[0]), f64::from(norm)))
 }

@@ -8,9 +8,11 @@
 //! | [`trainer`] | the loop: Algorithm 1, steps, updates, when to measure and to save |
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
+//! | [`baseline`] | the figures that a model has to beat |
 //! | [`checkpoint`], [`store`] | what is saved, and how a directory is saved whole or not at all |
 //! | [`log`], [`lock`], [`signals`] | the run's record, its owner, and its end by request |
 
+pub mod baseline;
 pub mod checkpoint;
 pub mod config;
 pub mod evaluate;

@@ -1,0 +1,93 @@
+//! What is reached without reading: the figures that a model has to beat.
+
+use std::collections::HashMap;
+
+use super::metrics;
+use crate::data::MetricKind::{Accuracy, AccuracyAt1, F1, Map, Mcc, Mrr, Pearson, Spearman};
+use crate::data::{Dataset, Label, TaskSpec};
+
+/// What a predictor reaches that has not read the text: for each metric of the task, on one set.
+///
+/// Classes: the most frequent one of the training set (of the measured set where there is none). Scores: their mean,
+/// which correlates with nothing. Ranking: an order drawn at random, in expectation.
+pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
+    let known = if train.is_empty() { set } else { train };
+    let majority = majority_class(known);
+    let gold: Vec<u32> = set.labels.iter().filter_map(class_of).collect();
+    let constant = vec![majority; gold.len()];
+    let sizes: Vec<f64> = set.groups.windows(2).map(|group| f64::from(group[1] - group[0])).collect();
+    let mean = |value: &dyn Fn(f64) -> f64| {
+        sizes.iter().map(|&size| value(size)).sum::<f64>() / sizes.len().max(1) as f64
+    };
+    task.metrics
+        .iter()
+        .map(|metric| match metric {
+            Accuracy => metrics::accuracy(&constant, &gold),
+            F1 => metrics::f1(&constant, &gold),
+            Mcc | Pearson | Spearman => 0.0,
+            AccuracyAt1 => mean(&|size| 1.0 / size),
+            // The mean of 1 / place over all places.
+            Mrr | Map => {
+                mean(&|size| (1..=size as u32).map(|place| 1.0 / f64::from(place)).sum::<f64>() / size)
+            }
+        })
+        .collect()
+}
+
+fn class_of(label: &Label) -> Option<u32> {
+    match label {
+        Label::Class(class) => Some(*class),
+        _ => None,
+    }
+}
+
+/// The most frequent class; of equally frequent ones the first.
+fn majority_class(set: &Dataset) -> u32 {
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    for class in set.labels.iter().filter_map(class_of) {
+        *counts.entry(class).or_default() += 1;
+    }
+    counts
+        .into_iter()
+        .max_by_key(|&(class, count)| (count, std::cmp::Reverse(class)))
+        .map_or(0, |(class, _)| class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{MetricKind, TaskKind, sample};
+
+    fn task(kind: TaskKind, metrics: &[MetricKind]) -> TaskSpec {
+        let mut spec = sample::tasks(1).remove(0).spec;
+        (spec.kind, spec.metrics) = (kind, metrics.to_vec());
+        spec
+    }
+
+    fn set(labels: &[Label], candidates: usize) -> Dataset {
+        let mut set = Dataset::new();
+        for &label in labels {
+            (0..candidates).for_each(|_| set.push_sequence(&[2, 3], 2));
+            set.finish_example(label);
+        }
+        set
+    }
+
+    #[test]
+    fn the_majority_is_that_of_the_training_set() {
+        use Label::Class;
+        let train = set(&[Class(1), Class(1), Class(0)], 1);
+        let dev = set(&[Class(0), Class(0), Class(0), Class(1)], 1);
+        let task = task(TaskKind::Classification, &[MetricKind::Accuracy, MetricKind::F1, MetricKind::Mcc]);
+        assert_eq!(baseline(&task, &train, &dev), [0.25, 0.4, 0.0]);
+        assert_eq!(baseline(&task, &Dataset::new(), &dev), [0.75, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn ranking_by_chance() {
+        let dev = set(&[Label::Positive(0), Label::Positive(2)], 4);
+        let task = task(TaskKind::Ranking, &[MetricKind::AccuracyAt1, MetricKind::Mrr]);
+        // (1 + 1/2 + 1/3 + 1/4) / 4
+        assert_eq!(baseline(&task, &Dataset::new(), &dev), [0.25, 25.0 / 48.0]);
+    }
+}
