@@ -121,7 +121,8 @@ impl Observer for Recorder {
         self.checkpoints.push(trainer.progress().updates);
         if let Some(run) = &self.run {
             let progress = trainer.progress().clone();
-            let state = State { progress, log_offset: 0, data: Vec::new() };
+            let state =
+                State { progress, log_offset: 0, data: Vec::new(), evaluations: Vec::new(), seconds: 0.0 };
             let len = trainer.model().parameters().len();
             checkpoint::save_state(run, &state, len, trainer.backend())?;
         }
