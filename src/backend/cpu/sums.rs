@@ -16,14 +16,13 @@ pub(super) fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let (whole, rest) = values.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for values in whole {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += term(*value);
+        for i in 0..LANES {
+            sums[i] += term(values[i]);
         }
     }
-    for (sum, value) in sums.iter_mut().zip(rest) {
-        *sum += term(*value);
-    }
-    total(sums)
+    // The rest has a sum of its own: indexed by anything but constants, the lanes would not stay in registers.
+    let rest: f32 = rest.iter().map(|value| term(*value)).sum();
+    total(&sums) + rest
 }
 
 /// The sum of the products of corresponding elements.
@@ -33,19 +32,19 @@ pub(super) fn dot<const FMA: bool>(left: &[f32], right: &[f32]) -> f32 {
     let (right, right_rest) = right.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for (left, right) in left.iter().zip(right) {
-        for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
-            *sum = multiply_add::<FMA>(*left, *right, *sum);
+        for i in 0..LANES {
+            sums[i] = multiply_add::<FMA>(left[i], right[i], sums[i]);
         }
     }
-    for ((sum, left), right) in sums.iter_mut().zip(left_rest).zip(right_rest) {
-        *sum = multiply_add::<FMA>(*left, *right, *sum);
-    }
-    total(sums)
+    let rest: f32 = left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum();
+    total(&sums) + rest
 }
 
-/// The sum of the lanes, pairwise.
-#[inline(always)]
-fn total(mut sums: [f32; LANES]) -> f32 {
+/// The sum of the lanes, pairwise. Out of line: where the compiler sees the lanes come together it finds no vectors
+/// wider than two (a row's dot product then takes four times as long).
+#[inline(never)]
+fn total(sums: &[f32; LANES]) -> f32 {
+    let mut sums = *sums;
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
