@@ -63,7 +63,15 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
         (Some(_), ..) => {
             bail!("model: init brings sizes and vocabulary; leave out config and vocabulary, or init")
         }
-        (None, Some(sizes), Some(vocabulary)) => (sizes.clone(), Tokenizer::from_directory(vocabulary)?),
+        (None, Some(sizes), Some(vocabulary)) => {
+            let tokenizer = Tokenizer::from_directory(vocabulary)?;
+            let mut sizes = sizes.clone();
+            if sizes.vocab_size == BertConfig::default().vocab_size {
+                // Not said: the embedding has a row a token, not BERT's 30522.
+                sizes.vocab_size = tokenizer.vocab_size();
+            }
+            (sizes, tokenizer)
+        }
         (None, Some(sizes), None) if config.tasks.is_empty() => {
             let tokenizer = sample_tokenizer()?;
             (BertConfig { vocab_size: tokenizer.vocab_size(), ..sizes.clone() }, tokenizer)
