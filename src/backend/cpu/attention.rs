@@ -72,10 +72,10 @@ pub fn backward(
 
 /// The scratch that a thread needs for sequences of up to `longest` tokens, in floats.
 pub fn scratch_floats(isa: Isa, longest: usize, head_size: usize) -> usize {
-    // The products' scratch, the probabilities and their gradients, and the gradients of a block of queries and of
-    // all keys and values. The forward pass needs less.
-    let scores = QUERIES * longest.next_multiple_of(LANES);
-    serial_scratch(isa) + 2 * scores + (QUERIES + 2 * longest) * head_size
+    // The products' scratch, the probabilities and their gradients, one row's dropout, and the gradients of a block
+    // of queries and of all keys and values. The forward pass needs less.
+    let stride = longest.next_multiple_of(LANES);
+    serial_scratch(isa) + (2 * QUERIES + 1) * stride + (QUERIES + 2 * longest) * head_size
 }
 
 /// Queries in a block: enough to keep the products' tiles full, few enough that the scores of 128 keys fit half of
@@ -201,7 +201,8 @@ impl Head<'_> {
         let (length, size) = (self.tokens.len(), self.size);
         let stride = length.next_multiple_of(LANES);
         let (packing, scratch) = scratch.split_at_mut(serial_scratch(isa));
-        let (scores, block) = scratch.split_at_mut(QUERIES * stride);
+        let (scores, scratch) = scratch.split_at_mut(QUERIES * stride);
+        let (factors, block) = scratch.split_at_mut(stride);
 
         let keys = self.qkv(self.tokens.clone(), Third::Key);
         let values = self.qkv(self.tokens.clone(), Third::Value);
@@ -214,7 +215,7 @@ impl Head<'_> {
                 let place = query * heads + self.index;
                 // SAFETY: one task writes this head's column of this row.
                 let log_sum_exp = unsafe { log_sum_exp.slice(place..place + 1) };
-                log_sum_exp[0] = softmax(isa, self.row(query), scores);
+                log_sum_exp[0] = softmax(isa, self.row(query), factors, scores);
             }
             let block = &mut block[..count * size];
             let probabilities = Matrix::with_stride(scores, count, length, stride);
@@ -238,6 +239,7 @@ impl Head<'_> {
         let (packing, scratch) = scratch.split_at_mut(serial_scratch(isa));
         let (scores, scratch) = scratch.split_at_mut(QUERIES * stride);
         let (gradients, scratch) = scratch.split_at_mut(QUERIES * stride);
+        let (factors, scratch) = scratch.split_at_mut(stride);
         let (d_keys, scratch) = scratch.split_at_mut(length * size);
         let (d_values, d_queries) = scratch.split_at_mut(length * size);
 
@@ -256,7 +258,7 @@ impl Head<'_> {
             let lines = scores.chunks_exact_mut(stride).zip(gradients.chunks_exact_mut(stride));
             for (query, (scores, gradients)) in rows.clone().zip(lines) {
                 let log_sum_exp = log_sum_exp[query * heads + self.index];
-                softmax_gradient(isa, self.row(query), log_sum_exp, scores, gradients);
+                softmax_gradient(isa, self.row(query), log_sum_exp, factors, scores, gradients);
             }
 
             let probabilities = Matrix::with_stride(scores, count, length, stride);
@@ -297,39 +299,31 @@ struct Row {
 }
 
 impl Row {
-    /// The dropout's factors of [`FACTORS`] keys from `first` on.
+    /// The dropout's factors of all keys.
     #[inline(always)]
-    fn factors(&self, first: usize) -> [f32; FACTORS] {
-        let mut factors = [1.0; FACTORS];
-        let Row { stream, dropout, head, place, .. } = *self;
-        keep_row_inline(stream, dropout, head, place, first, &mut factors);
-        factors
+    fn draw(&self, factors: &mut [f32]) {
+        keep_row_inline(self.stream, self.dropout, self.head, self.place, 0, factors);
     }
 }
 
-/// Dropout factors made at a time.
-const FACTORS: usize = 64;
-
 multiversion! {
     /// Products of a query with all keys to probabilities with dropout; returns the logarithm of the denominator.
-    fn softmax<FMA>(row: Row, scores: &mut [f32]) -> f32 {
+    fn softmax<FMA>(row: Row, factors: &mut [f32], scores: &mut [f32]) -> f32 {
+        row.draw(factors);
         scores[row.length..].fill(f32::NEG_INFINITY);
         let largest = largest(scores) * row.scale;
         let mut sums = [0.0; LANES];
         for scores in scores.as_chunks_mut::<LANES>().0 {
-            for (score, sum) in scores.iter_mut().zip(&mut sums) {
-                *score = math::exp::<FMA>(math::multiply_add::<FMA>(*score, row.scale, -largest));
-                *sum += *score;
+            for lane in 0..LANES {
+                scores[lane] = math::exp::<FMA>(math::multiply_add::<FMA>(scores[lane], row.scale, -largest));
+                sums[lane] += scores[lane];
             }
         }
         let sum = total(sums);
         let share = 1.0 / sum;
-        for (i, scores) in scores.chunks_mut(FACTORS).enumerate() {
-            if row.dropout.threshold == 0 {
-                scores.iter_mut().for_each(|score| *score *= share);
-            } else {
-                let factors = row.factors(i * FACTORS);
-                scores.iter_mut().zip(factors).for_each(|(score, factor)| *score *= share * factor);
+        for (scores, factors) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(factors.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                scores[lane] *= share * factors[lane];
             }
         }
         largest + sum.ln()
@@ -342,36 +336,27 @@ multiversion! {
     ///
     /// With P the probabilities, K the dropout's factors and D the gradients: P (K D - delta) scale, where delta is
     /// the sum of P K D over the keys.
-    fn softmax_gradient<FMA>(row: Row, log_sum_exp: f32, scores: &mut [f32], gradients: &mut [f32]) {
+    fn softmax_gradient<FMA>(
+        row: Row, log_sum_exp: f32, factors: &mut [f32], scores: &mut [f32], gradients: &mut [f32],
+    ) {
+        row.draw(factors);
         scores[row.length..].fill(f32::NEG_INFINITY);
         gradients[row.length..].fill(0.0);
+        let factors = factors.as_chunks::<LANES>().0;
+        let (scores, gradients) = (scores.as_chunks_mut::<LANES>().0, gradients.as_chunks_mut::<LANES>().0);
         let mut deltas = [0.0; LANES];
-        for (i, (scores, gradients)) in
-            scores.chunks_mut(FACTORS).zip(gradients.chunks_mut(FACTORS)).enumerate()
-        {
-            let factors = row.factors(i * FACTORS);
-            let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(gradients.as_chunks_mut::<LANES>().0);
-            for ((scores, gradients), factors) in lanes.zip(factors.as_chunks::<LANES>().0) {
-                for lane in 0..LANES {
-                    let probability =
-                        math::exp::<FMA>(math::multiply_add::<FMA>(scores[lane], row.scale, -log_sum_exp));
-                    let gradient = gradients[lane] * factors[lane];
-                    deltas[lane] = math::multiply_add::<FMA>(probability, gradient, deltas[lane]);
-                    scores[lane] = probability;
-                    gradients[lane] = gradient;
-                }
+        for ((scores, gradients), factors) in scores.iter_mut().zip(gradients.iter_mut()).zip(factors) {
+            for lane in 0..LANES {
+                scores[lane] = math::exp::<FMA>(math::multiply_add::<FMA>(scores[lane], row.scale, -log_sum_exp));
+                gradients[lane] *= factors[lane];
+                deltas[lane] = math::multiply_add::<FMA>(scores[lane], gradients[lane], deltas[lane]);
             }
         }
         let delta = total(deltas);
-        for (i, (scores, gradients)) in
-            scores.chunks_mut(FACTORS).zip(gradients.chunks_mut(FACTORS)).enumerate()
-        {
-            for (score, gradient) in scores.iter().zip(gradients.iter_mut()) {
-                *gradient = score * (*gradient - delta) * row.scale;
-            }
-            if row.dropout.threshold != 0 {
-                let factors = row.factors(i * FACTORS);
-                scores.iter_mut().zip(factors).for_each(|(score, factor)| *score *= factor);
+        for ((scores, gradients), factors) in scores.iter_mut().zip(gradients).zip(factors) {
+            for lane in 0..LANES {
+                gradients[lane] = scores[lane] * (gradients[lane] - delta) * row.scale;
+                scores[lane] *= factors[lane];
             }
         }
     }
@@ -381,11 +366,11 @@ multiversion! {
 fn largest(values: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];
     for values in values.as_chunks::<LANES>().0 {
-        for (largest, value) in largest.iter_mut().zip(values) {
-            *largest = if *value > *largest { *value } else { *largest };
+        for lane in 0..LANES {
+            largest[lane] = if values[lane] > largest[lane] { values[lane] } else { largest[lane] };
         }
     }
-    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    largest.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
 }
 
 /// The sum of the lanes, by halves.

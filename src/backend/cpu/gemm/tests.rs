@@ -116,6 +116,55 @@ fn products_agree_with_sums_in_double_precision() {
     }
 }
 
+/// Every width of a panel that a kernel has, also those of instruction sets that this machine lacks.
+#[test]
+fn panels_hold_the_lines_of_the_operand_and_zeros() {
+    fn check<const WIDTH: usize>(lines_are_rows: bool, pack: pack::Pack) {
+        for (lines, depth) in
+            [(0..WIDTH, 0..5), (3..3 + 4 * WIDTH, 5..45), (1..3 * WIDTH, 2..61), (0..1, 7..8)]
+        {
+            let (rows, cols) = if lines_are_rows { (lines.end, 61) } else { (61, lines.end + 3) };
+            let data = noise(rows * cols, 1);
+            let matrix = Matrix::new(&data, rows, cols);
+            let operand = if lines_are_rows { Operand::rows(matrix) } else { Operand::columns(matrix) };
+            let mut packed = vec![f32::NAN; lines.len().next_multiple_of(WIDTH) * depth.len()];
+            // SAFETY: the callers below give functions that this machine can run.
+            unsafe { pack(&operand, lines.clone(), depth.clone(), &mut packed) };
+            for (index, &value) in packed.iter().enumerate() {
+                let (panel, place) = (index / (WIDTH * depth.len()), index % (WIDTH * depth.len()));
+                let (line, p) = (lines.start + panel * WIDTH + place % WIDTH, depth.start + place / WIDTH);
+                let (row, col) = if lines_are_rows { (line, p) } else { (p, line) };
+                let expected = if line < lines.end { data[row * cols + col] } else { 0.0 };
+                assert_eq!(value, expected, "width {WIDTH}, rows {lines_are_rows}, line {line}, depth {p}");
+            }
+        }
+    }
+    fn check_width<const WIDTH: usize>() {
+        check::<WIDTH>(true, pack::pack::<WIDTH>);
+        check::<WIDTH>(false, pack::pack::<WIDTH>);
+        #[cfg(target_arch = "x86_64")]
+        if Isa::available().contains(&Isa::Avx2) && WIDTH >= 6 {
+            fn pack<const WIDTH: usize>(
+                operand: &Operand,
+                lines: Range<usize>,
+                depth: Range<usize>,
+                out: &mut [f32],
+            ) {
+                pack::pack_rows::<WIDTH>(operand, lines, depth, out, |rows, stride, panel| {
+                    // SAFETY: AVX2 is available, as was asked above.
+                    unsafe { avx2::gather::<WIDTH>(rows, stride, panel) }
+                });
+            }
+            check::<WIDTH>(true, pack::<WIDTH>);
+        }
+    }
+    check_width::<6>();
+    check_width::<8>();
+    check_width::<14>();
+    check_width::<16>();
+    check_width::<32>();
+}
+
 #[test]
 fn add_adds_to_what_is_there() {
     for &isa in Isa::available() {
