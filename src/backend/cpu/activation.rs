@@ -58,7 +58,7 @@ multiversion! {
             Activation::Identity => {}
             Activation::Gelu => map_in_place(values, math::gelu::<FMA>),
             Activation::GeluTanh => map_in_place(values, math::gelu_tanh::<FMA>),
-            Activation::Relu => map_in_place(values, relu),
+            Activation::Relu => map_in_place(values, math::relu),
             Activation::Tanh => map_in_place(values, math::tanh::<FMA>),
         }
     }
