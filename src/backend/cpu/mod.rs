@@ -10,9 +10,10 @@
 //! | [`math`], [`philox`] | exponentials and draws as plain loops |
 //! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`sums`] | how one kernel serves each instruction set and any thread count |
 //!
-//! A step allocates nothing: what kernels need beyond their operands is the workspace, which `reserve` and
-//! the first step grow. Work is cut into blocks whose size does not depend on the number of threads, and every
-//! sum has a fixed order, so that results are the same, bit for bit, at any thread count.
+//! A step allocates nothing: what kernels need beyond their operands is the workspace, which the first run of a
+//! program grows to what its largest batch takes. Work is cut into blocks whose size does not depend on the
+//! number of threads, and every sum has a fixed order, so that results are the same, bit for bit, at any
+//! thread count.
 
 pub mod activation;
 pub mod attention;
@@ -131,6 +132,7 @@ impl Backend for CpuBackend {
             "a batch of {extents:?} exceeds the plan for {:?}",
             program.capacity()
         );
+        run::reserve(self.isa, &mut self.workspace, program);
         let values = Values {
             program,
             extents,

@@ -7,7 +7,7 @@ use super::dropout::{RowDropout, drop_rows};
 use super::elementwise::{accumulate, fill};
 use super::embedding::{Tokens, embed, embed_gradient};
 use super::gather::{gather, gather_gradient};
-use super::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm};
+use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
 use super::loss;
 use super::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
@@ -157,6 +157,36 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             let (groups, positives) = (values.indices(groups), values.indices(positives));
             let d_scores = values.get_mut(d_scores);
             loss::ranking_gradient(get(scores), groups, positives, gamma, get(d_loss)[0], d_scores);
+        }
+    }
+}
+
+/// Makes room for what the kernels of a program need beside its values on the largest batch, so that growing batches
+/// make nothing grow. `tests/allocation.rs` finds what is forgotten here.
+pub(super) fn reserve(isa: Isa, workspace: &mut Workspace, program: &Program) {
+    let capacity = program.capacity();
+    let size = |var: Var| {
+        let Shape { rows, cols } = program.shape(var);
+        (rows.count(capacity), cols)
+    };
+    let mut longest = capacity.tokens;
+    for op in program.ops() {
+        match *op {
+            Op::Embedding { position, .. } => longest = longest.min(size(position).0),
+            Op::Linear { x, out, .. } => {
+                gemm::reserve(isa, workspace, size(x).0, size(out).1, size(x).1);
+            }
+            Op::LinearInputGrad { d_out, d_x, .. } => {
+                gemm::reserve(isa, workspace, size(d_out).0, size(d_x.var).1, size(d_out).1);
+            }
+            Op::LinearWeightGrad { d_out, x, .. } => {
+                gemm::reserve(isa, workspace, size(d_out).1, size(x).1, size(x).0);
+            }
+            Op::Attention { qkv, heads, .. } => {
+                let head_size = size(qkv).1 / 3 / heads;
+                workspace.reserve(0, attention::scratch_floats(isa, longest, head_size));
+            }
+            _ => {}
         }
     }
 }
