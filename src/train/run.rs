@@ -1,7 +1,7 @@
 //! A whole training run: from a configuration to a run directory with the model in it.
 //!
 //! The run directory holds `config.toml` (the settings as they were resolved), `metrics.jsonl` (a line for each batch
-//! and each measuring), `best/` and `last/` (model directories), `state/` (all that going on exactly needs) and `lock`.
+//! and each measuring), `plan.txt` (every step of each task's program), `best/` and `last/` (model directories), `state/` (all that going on exactly needs) and `lock`.
 //! Nothing in here reads a clock or writes to a terminal: that is the [`Monitor`]'s.
 
 mod recorder;
@@ -27,12 +27,14 @@ use crate::data::TaskSpec;
 use crate::nn::{Model, directory};
 use crate::tensor::{Space, Span};
 use recorder::Recorder;
-use settings::{check_output, save_config};
+use settings::{check_output, save_config, save_plan};
 
 /// The settings of a run in its directory.
 pub const CONFIG: &str = "config.toml";
 /// The log of a run in its directory.
 pub const LOG: &str = "metrics.jsonl";
+/// The planned programs of a run in its directory.
+pub const PLAN: &str = "plan.txt";
 
 /// Something that happens in a run, for a person to see.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +161,7 @@ pub fn run(
     let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
     let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
     monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, batches });
+    save_plan(run, trainer.programs().map(|(task, program)| (tasks[task].name.as_str(), program)))?;
     let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
     trainer.backend().write(span, bytemuck::cast_slice(&start))?;
     drop(start);

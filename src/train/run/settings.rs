@@ -1,10 +1,12 @@
 //! A run directory and the settings that it was begun with.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::{CONFIG, LOG};
+use super::{CONFIG, LOG, PLAN};
+use crate::tensor::Program;
 use crate::train::config::RunConfig;
 use crate::train::store::{BEST, LAST, STATE};
 
@@ -74,9 +76,27 @@ fn flatten(key: String, value: &toml::Value, keys: &mut Vec<(String, String)>) {
 }
 
 pub(super) fn save_config(config: &RunConfig) -> anyhow::Result<()> {
-    let path = config.output.join(CONFIG);
     let text = format!("# The settings of this run, as they were resolved.\n\n{}", toml::to_string(config)?);
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    replace_file(&config.output.join(CONFIG), &text)
+}
+
+/// Saves each task's planned program as text, a line a step: what is computed, in what shapes, and where it lies.
+pub(super) fn save_plan<'a>(
+    run: &Path,
+    programs: impl Iterator<Item = (&'a str, &'a Program)>,
+) -> anyhow::Result<()> {
+    let text: Vec<String> =
+        programs.map(|(task, program)| format!("training step of task {task}: {program}")).collect();
+    replace_file(&run.join(PLAN), &text.join("\n"))
+}
+
+/// Writes a file beside its place and moves it there, so that a full disk leaves the one before.
+fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text)
+        .and_then(|()| fs::rename(&beside, path))
+        .inspect_err(|_| drop(fs::remove_file(&beside)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
