@@ -33,9 +33,9 @@ macro_rules! multiversion {
                 body::<true>($($argument),*)
             }
 
-            debug_assert!($crate::backend::cpu::isa::Isa::available().contains(&isa), "{isa:?} is not available");
+            isa.assert_available();
             match isa {
-                // SAFETY: an `Isa` other than `Portable` is only ever taken from what the machine was found to have.
+                // SAFETY: the machine was just found to have it.
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.
