@@ -73,10 +73,17 @@ fn flatten(key: String, value: &toml::Value, keys: &mut Vec<(String, String)>) {
     }
 }
 
+/// Writes the settings into the run directory, whole or not at all.
 pub(super) fn save_config(config: &RunConfig) -> anyhow::Result<()> {
     let path = config.output.join(CONFIG);
+    let new = config.output.join(format!(".{CONFIG}.new"));
     let text = format!("# The settings of this run, as they were resolved.\n\n{}", toml::to_string(config)?);
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
+    if written.is_err() {
+        // What is half written helps nobody; the first error is the one to report.
+        let _ = fs::remove_file(&new);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
