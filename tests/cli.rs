@@ -115,6 +115,16 @@ impl Place {
         Ended::from(self.command(arguments).output().unwrap())
     }
 
+    /// Trains where no file can be longer than so many kilobytes.
+    #[cfg(unix)]
+    fn with_file_limit(&self, kilobytes: u32) -> Ended {
+        let program = assert_cmd::cargo::cargo_bin!("mtdnn-raw").display().to_string();
+        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec '{program}' train run.toml");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).current_dir(self.directory.path());
+        Ended::from(command.env("XDG_CACHE_HOME", self.path("cache")).output().unwrap())
+    }
+
     /// Runs what must succeed.
     fn ok(&self, arguments: &[&str]) -> Ended {
         let ended = self.run(arguments);
@@ -424,14 +434,7 @@ fn a_second_process_is_told_who_holds_the_directory() {
 #[test]
 fn a_save_that_fails_is_said_and_training_goes_on() {
     let place = Place::new();
-    let program = assert_cmd::cargo::cargo_bin!("mtdnn-raw").display().to_string();
-    let script = format!("trap '' XFSZ; ulimit -f 32; exec '{program}' train run.toml");
-    let mut command = Command::new("bash");
-    command
-        .args(["-c", &script])
-        .current_dir(place.directory.path())
-        .env("XDG_CACHE_HOME", place.path("cache"));
-    let ended = Ended::from(command.output().unwrap());
+    let ended = place.with_file_limit(32);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("NOT SAVED") && ended.stderr.contains("state"), "{}", ended.stderr);
     let steps = json_lines(place.path("run/metrics.jsonl"));
@@ -441,6 +444,18 @@ fn a_save_that_fails_is_said_and_training_goes_on() {
     }
     // With room again, the run can be had.
     place.ok(&["train", "run.toml", "--resume"]);
+}
+
+/// Four kilobytes hold the settings and some of the log.
+#[cfg(unix)]
+#[test]
+fn a_log_that_cannot_be_written_is_said_and_training_goes_on() {
+    let place = Place::new();
+    let ended = place.with_file_limit(4);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("NOT SAVED: could not write to the log").count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("update 36"), "{}", ended.stderr);
+    json_lines(place.path("run/metrics.jsonl"));
 }
 
 #[test]
@@ -563,13 +578,7 @@ fn a_sequence_longer_than_the_position_table() {
     let place = Place::new();
     let long = "film ".repeat(40);
     place.write("mood-train.tsv", format!("text\tmood\n{long}\tup\na song\tdown\n"));
-    let ended = place.run(&["train", "run.toml", "--max-length", "50"]);
-    assert_eq!(ended.code, Some(1));
-    assert!(
-        ended.stderr.contains("42 tokens") && ended.stderr.contains("--max-length 32"),
-        "{}",
-        ended.stderr
-    );
+    place.refused(&["train", "run.toml", "--max-length", "50"], &["mood", "42 tokens", "--max-length 32"]);
 }
 
 // Model directories.

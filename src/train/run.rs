@@ -148,8 +148,12 @@ pub fn run(
         return Ok(Outcome::nothing(monitor.seconds()));
     };
     let model = Model::new(&sizes, &tasks);
-    let start = initial_parameters(config, &model, monitor)?;
+    let start = if resume { None } else { Some(initial_parameters(config, &model, monitor)?) };
+    let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
+    let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
+    monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, batches });
 
+    // Whatever is wrong with settings, text or weights has been said: from here on the directory is written.
     let run = &config.output;
     let _lock = Lock::acquire(run, now)?;
     check_output(config, resume)?; // Another process may have been faster.
@@ -157,17 +161,14 @@ pub fn run(
         monitor.tell(Event::Warning(&sentence));
     }
     save_config(config)?;
-
-    let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
-    let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
-    monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, batches });
     save_plan(run, trainer.programs().map(|(task, program)| (tasks[task].name.as_str(), program)))?;
-    let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
-    trainer.backend().write(span, bytemuck::cast_slice(&start))?;
-    drop(start);
-
     let fingerprints = prepare::fingerprints(&data);
     let saved = if resume { load(run, &tasks, &fingerprints, &mut trainer, monitor)? } else { None };
+    if saved.is_none() {
+        let start = start.map_or_else(|| initial_parameters(config, &model, monitor), Ok)?;
+        let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
+        trainer.backend().write(span, bytemuck::cast_slice(&start))?;
+    }
     let log = open_log(run, resume, saved.as_ref().map_or(0, |state| state.log_offset), monitor)?;
     let (best, seconds_before) = saved.map_or((Vec::new(), 0.0), |state| (state.evaluations, state.seconds));
     let mut recorder = Recorder {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Event, Monitor};
+use super::{Event, LOG, Monitor};
 use crate::data::{TaskSpec, Tokenizer};
 use crate::train::checkpoint::{self, State};
 use crate::train::evaluate::Evaluation;
@@ -85,11 +85,22 @@ impl Recorder<'_> {
             Ok(()) => {
                 self.unsaved.remove(name);
             }
-            Err(error) => {
-                self.monitor.tell(Event::Warning(&format!("NOT SAVED: {error:#}. Training goes on")));
-                self.unsaved.insert(name, error);
-            }
+            Err(error) => self.failed(name, error),
         }
+    }
+
+    /// Appends a line to the log; one that is lost does not stop training either.
+    fn append(&mut self, line: &impl Serialize) {
+        if let Err(error) = self.log.append(line)
+            && !self.unsaved.contains_key(LOG)
+        {
+            self.failed(LOG, error.into());
+        }
+    }
+
+    fn failed(&mut self, name: &'static str, error: anyhow::Error) {
+        self.monitor.tell(Event::Warning(&format!("NOT SAVED: {error:#}. Training goes on")));
+        self.unsaved.insert(name, error);
     }
 
     /// Whether all that was to be kept is kept.
@@ -116,7 +127,7 @@ impl Observer for Recorder<'_> {
             examples: report.examples,
             seconds: self.seconds(),
         };
-        self.log.append(&line)?;
+        self.append(&line);
         self.monitor.tell(Event::Step { progress, report });
         Ok(())
     }
@@ -137,7 +148,7 @@ impl Observer for Recorder<'_> {
                 metrics: evaluation.metrics.iter().map(|&(metric, value)| (metric.name(), value)).collect(),
                 seconds: self.seconds(),
             };
-            self.log.append(&line)?;
+            self.append(&line);
         }
         if progress.best.as_ref().is_none_or(|best| mean > best.mean) {
             self.best = evaluations.to_vec();
@@ -153,7 +164,9 @@ impl Observer for Recorder<'_> {
 
     fn checkpoint(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()> {
         self.monitor.tell(Event::Saving { path: &self.run.join(STATE) });
-        self.log.sync()?;
+        if let Err(error) = self.log.sync() {
+            self.failed(LOG, error.into());
+        }
         let state = State {
             progress: trainer.progress().clone(),
             log_offset: self.log.offset(),

@@ -75,6 +75,7 @@ fn flatten(key: String, value: &toml::Value, keys: &mut Vec<(String, String)>) {
     }
 }
 
+/// Writes the settings into the run directory, whole or not at all.
 pub(super) fn save_config(config: &RunConfig) -> anyhow::Result<()> {
     let text = format!("# The settings of this run, as they were resolved.\n\n{}", toml::to_string(config)?);
     replace_file(&config.output.join(CONFIG), &text)
