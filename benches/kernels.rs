@@ -244,7 +244,7 @@ fn updates(table: &Table) {
     table.row("squared norm of 22 M gradients", Work::Floats(len), || {
         squared_norm(table.isa, &gradients);
     });
-    for rule in [Rule::Adamax, Rule::AdamaxW, Rule::AdamaxTorch, Rule::AdamW, Rule::Sgd] {
+    for rule in [Rule::AdamaxMtdnn, Rule::AdamaxW, Rule::Adamax, Rule::AdamW, Rule::Sgd] {
         let moments = if rule == Rule::Sgd { 1 } else { 2 };
         let floats = Work::Floats((3 + 2 * moments) * len);
         table.row(&format!("{rule:?} of 22 M parameters, clipped"), floats, || {

@@ -317,7 +317,12 @@ fn a_step_leaves_the_heads_of_other_tasks_alone() {
 fn with_zero_gradients_a_head_moves_from_its_first_batch_on() {
     let setup = Setup::small();
     let (rate, decay, beta1, beta2, epsilon) = (1e-3, 0.1, 0.9f32, 0.999f32, 1e-6f32);
-    let config = TrainConfig { weight_decay: decay, other_heads: OtherHeads::ZeroGradient, ..config() };
+    let config = TrainConfig {
+        optimizer: Rule::AdamaxMtdnn,
+        weight_decay: decay,
+        other_heads: OtherHeads::ZeroGradient,
+        ..config()
+    };
     let mut backend = CpuBackend::new();
     let mut trainer = setup.trainer(&config, SEED, &mut backend);
     let (mut met, mut checked) = (BTreeSet::new(), 0);
@@ -336,7 +341,7 @@ fn with_zero_gradients_a_head_moves_from_its_first_batch_on() {
             let outputs = setup.model.tasks()[task].outputs();
             // Past the bias lies the gap to the next cache line.
             for i in 0..(hidden + 1) * outputs {
-                // Adamax with g = 0.
+                // MT-DNN's Adamax with g = 0.
                 let m = f64::from(beta1) * f64::from(m[i]);
                 let u = (f64::from(beta2) * f64::from(u[i])).max(f64::from(epsilon));
                 let decay = if i < hidden * outputs { f64::from(decay) } else { 0.0 };

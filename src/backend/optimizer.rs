@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
-    /// MT-DNN's own Adamax, the paper's numbers: `m = b1 m + (1-b1) g`, `u = max(b2 u, |g| + eps)`,
-    /// `theta -= lr (m / (u + eps) + wd theta)`; no bias correction, eps 1e-6.
+    /// The textbook's and PyTorch's (Kingma and Ba 2015, algorithm 2): `m = b1 m + (1-b1) g`,
+    /// `u = max(b2 u, |g| + eps)`, `theta -= lr / (1 - b1^t) m / u`; decay is added to the gradient, eps 1e-8.
     Adamax,
-    /// The later MT-DNN's: `theta -= lr wd theta`, then `theta -= lr / (1 - b1^t) m / u`, eps 1e-8.
+    /// MT-DNN's first own, of the paper's numbers: `theta -= lr (m / (u + eps) + wd theta)`; no bias correction,
+    /// and an eps of 1e-6, which holds back parameters whose clipped gradients are smaller than that.
+    AdamaxMtdnn,
+    /// The later MT-DNN's: `theta -= lr wd theta`, then as the textbook's, eps 1e-8.
     AdamaxW,
-    /// The textbook's and PyTorch's (Kingma and Ba 2015, algorithm 2): decay is added to the gradient, eps 1e-8.
-    AdamaxTorch,
     /// Adam with decoupled decay (Loshchilov and Hutter 2019), eps 1e-8.
     AdamW,
     /// Momentum 0.9 and plain decay in the gradient, as PyTorch's SGD.
@@ -38,7 +39,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// A rule with its customary constants.
     pub fn new(rule: Rule) -> Self {
-        let epsilon = if rule == Rule::Adamax { 1e-6 } else { 1e-8 };
+        let epsilon = if rule == Rule::AdamaxMtdnn { 1e-6 } else { 1e-8 };
         Self { rule, beta1: 0.9, beta2: 0.999, epsilon }
     }
 }

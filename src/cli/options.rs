@@ -103,7 +103,7 @@ struct TrainFlags {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     learning_rate: Option<f64>,
 
-    /// The update rule: adamax (MT-DNN's), adamax-w, adamax-torch, adam-w or sgd. [default: adamax]
+    /// The update rule: adamax, adamax-mtdnn (MT-DNN's own), adamax-w, adam-w or sgd. [default: adamax]
     #[arg(long, value_name = "NAME", value_parser = named::<Rule>)]
     optimizer: Option<Rule>,
 

@@ -66,7 +66,7 @@ pub(super) fn sample_config() -> RunConfig {
             }),
             ..ModelConfig::default()
         },
-        train: TrainConfig { epochs: 6, learning_rate: 3e-3, max_length: 64, ..TrainConfig::default() },
+        train: TrainConfig { epochs: 5, learning_rate: 2e-3, max_length: 64, ..TrainConfig::default() },
         ..RunConfig::default()
     }
 }

@@ -78,8 +78,8 @@ impl Step {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(group.update as f64);
         let rate = f64::from(group.learning_rate);
         let rate = match rule {
-            Rule::Adamax | Rule::Sgd => rate,
-            Rule::AdamaxW | Rule::AdamaxTorch | Rule::AdamW => rate / correction(beta1),
+            Rule::AdamaxMtdnn | Rule::Sgd => rate,
+            Rule::AdamaxW | Rule::Adamax | Rule::AdamW => rate / correction(beta1),
         };
         Self {
             rule,
@@ -119,7 +119,7 @@ multiversion! {
             if decayed > fresh { decayed } else { fresh }
         };
         match step.rule {
-            Rule::Adamax => each(step, buffers, |theta, g, m, u| {
+            Rule::AdamaxMtdnn => each(step, buffers, |theta, g, m, u| {
                 let (m, u) = (moment(m, g), infinity_norm(u, g));
                 let change = multiply_add::<FMA>(weight_decay, theta, m / (u + epsilon));
                 (multiply_add::<FMA>(-rate, change, theta), m, u)
@@ -128,7 +128,7 @@ multiversion! {
                 let (m, u) = (moment(m, g), infinity_norm(u, g));
                 (multiply_add::<FMA>(-rate, m / u, kept * theta), m, u)
             }),
-            Rule::AdamaxTorch => each(step, buffers, |theta, g, m, u| {
+            Rule::Adamax => each(step, buffers, |theta, g, m, u| {
                 let g = multiply_add::<FMA>(weight_decay, theta, g);
                 let (m, u) = (moment(m, g), infinity_norm(u, g));
                 (multiply_add::<FMA>(-rate, m / u, theta), m, u)
@@ -170,7 +170,7 @@ mod tests {
     use super::super::testing::{assert_close, doubles, numbers, same_on_any_threads};
     use super::*;
 
-    const RULES: [Rule; 5] = [Rule::Adamax, Rule::AdamaxW, Rule::AdamaxTorch, Rule::AdamW, Rule::Sgd];
+    const RULES: [Rule; 5] = [Rule::AdamaxMtdnn, Rule::AdamaxW, Rule::Adamax, Rule::AdamW, Rule::Sgd];
 
     fn group(learning_rate: f32, weight_decay: f32, update: u64) -> Group {
         Group { range: 0..0, learning_rate, weight_decay, update, zero_gradient: false }
@@ -201,7 +201,7 @@ mod tests {
             // 0.500001    1          - 0.1 (0.05  / 0.500002   + 0.01      ) = 0.98900004
             // 0.499500999 0.98900004 - 0.1 (0.02  / 0.499501999 + 0.00989  ) = 0.98400705
             // 0.499001498 0.98400705 - 0.1 (0.018 / 0.499002498 + 0.0098401) = 0.97941585
-            assert_close(&trajectory(isa, Rule::Adamax), [0.98900004, 0.98400705, 0.97941585], 1.2e-7);
+            assert_close(&trajectory(isa, Rule::AdamaxMtdnn), [0.98900004, 0.98400705, 0.97941585], 1.2e-7);
             // 0.999 theta - 0.1 / (1 - 0.9^t) m / u:
             // 0.5       0.999      - 0.1 / 0.1   * 0.05  / 0.5       = 0.899
             // 0.4995    0.898101   - 0.1 / 0.19  * 0.02  / 0.4995    = 0.87702730
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn three_steps_of_the_others_are_those_of_pytorch() {
         for &isa in Isa::available() {
-            assert_close(&trajectory(isa, Rule::AdamaxTorch), [0.90000000, 0.87748006, 0.86261968], 1.2e-7);
+            assert_close(&trajectory(isa, Rule::Adamax), [0.90000000, 0.87748006, 0.86261968], 1.2e-7);
             assert_close(&trajectory(isa, Rule::AdamW), [0.89900000, 0.87146730, 0.85000790], 1.2e-7);
             assert_close(&trajectory(isa, Rule::Sgd), [0.949, 0.927151, 0.90655975], 1.2e-7);
         }
@@ -227,15 +227,15 @@ mod tests {
         let t = group.update as i32;
         let corrected = rate / (1.0 - beta1.powi(t));
         let g = match optimizer.rule {
-            Rule::AdamaxTorch | Rule::Sgd => g + decay * theta,
-            Rule::Adamax | Rule::AdamaxW | Rule::AdamW => g,
+            Rule::Adamax | Rule::Sgd => g + decay * theta,
+            Rule::AdamaxMtdnn | Rule::AdamaxW | Rule::AdamW => g,
         };
         let (moment, norm) = (beta1 * m + (1.0 - beta1) * g, (beta2 * u).max(g.abs() + epsilon));
         let square = beta2 * u + (1.0 - beta2) * g * g;
         match optimizer.rule {
-            Rule::Adamax => [theta - rate * (moment / (norm + epsilon) + decay * theta), moment, norm],
+            Rule::AdamaxMtdnn => [theta - rate * (moment / (norm + epsilon) + decay * theta), moment, norm],
             Rule::AdamaxW => [theta * (1.0 - rate * decay) - corrected * moment / norm, moment, norm],
-            Rule::AdamaxTorch => [theta - corrected * moment / norm, moment, norm],
+            Rule::Adamax => [theta - corrected * moment / norm, moment, norm],
             Rule::AdamW => {
                 let root = (square / (1.0 - beta2.powi(t))).sqrt();
                 [theta * (1.0 - rate * decay) - corrected * moment / (root + epsilon), moment, square]
