@@ -310,6 +310,23 @@ fn doctor_finds_the_engine_right() {
     }
 }
 
+/// The whole is shown by the binary itself; here only that it begins, ends, and does not write over the last one.
+#[test]
+fn without_arguments_the_sample_tasks_are_trained() {
+    let place = Place::new();
+    for name in ["sample", "sample-2"] {
+        let ended = place.ok(&["train", "--max-steps", "2"]);
+        assert!(place.path("runs").join(name).join("best/model.safetensors").is_file(), "no {name}");
+        assert!(ended.stdout.starts_with("task"), "{}", ended.stdout);
+        for task in ["sentiment", "inference", "similarity", "answers"] {
+            assert!(ended.stdout.contains(task), "{}", ended.stdout);
+        }
+        assert!(ended.stderr.contains("what next"), "{}", ended.stderr);
+    }
+    let model = "runs/sample/best";
+    place.ok(&["eval", "--model", model, "--data", "runs/sample/config.toml", "--tasks", "sentiment"]);
+}
+
 // What a run does not do.
 
 #[test]

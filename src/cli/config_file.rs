@@ -48,6 +48,7 @@ fn mend(message: &str, line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::parse;
+    use mtdnn_raw::train::config::EvalEvery;
 
     #[test]
     fn an_unknown_key_gets_line_and_nearest_name() {
@@ -69,6 +70,14 @@ mod tests {
         assert!(error.starts_with("2: eval: \"sometimes\" is not epoch, never"), "{error}");
         let error = parse("[train]\noptimizer = \"adam\"\n").unwrap_err();
         assert!(error.starts_with("2: optimizer: unknown variant `adam`, expected one of"), "{error}");
+    }
+
+    #[test]
+    fn steps_between_evaluations_are_a_number_or_its_name() {
+        for text in ["[train]\neval = 200\n", "[train]\neval = \"200\"\n"] {
+            assert_eq!(parse(text).unwrap().train.eval, EvalEvery::Steps(200));
+        }
+        assert!(parse("[train]\neval = 0\n").unwrap_err().starts_with("2: eval: \"0\" is not epoch"));
     }
 
     #[test]

@@ -146,6 +146,15 @@ impl Console {
         }
     }
 
+    /// Tokens a second in training steps of this process; infinite before there are any.
+    fn speed(&self) -> f64 {
+        let Some(training) = self.training.as_ref().filter(|training| training.tokens > 0) else {
+            return f64::INFINITY;
+        };
+        let seconds = training.step_ended.duration_since(training.began).as_secs_f64() - training.pauses;
+        training.tokens as f64 / seconds.max(1e-9)
+    }
+
     /// `epoch 2/5  update 120/560  loss rte 0.693, cola 0.514  12.3k tokens/s  3 min 20 s left`
     fn describe(&self, progress: &Progress, training: Training) -> String {
         let mut text = format!(
@@ -161,12 +170,22 @@ impl Console {
             write!(text, "{comma} {task} {loss:.3}").expect("a string takes what is written");
         }
         let seconds = training.step_ended.duration_since(training.began).as_secs_f64();
-        let speed = training.tokens as f64 / (seconds - training.pauses).max(1e-9);
         let done = progress.updates - training.updates;
         let left = self.updates.saturating_sub(progress.updates) as f64 * seconds / done.max(1) as f64;
-        let (speed, left) = (format::count(speed), format::duration(left));
+        let (speed, left) = (format::count(self.speed()), format::duration(left));
         write!(text, "  {speed} tokens/s  {left} left").expect("a string takes what is written");
         text
+    }
+
+    fn measuring(&self, task: &str, set: &str, examples: usize, tokens: usize) {
+        // A forward pass takes a third of a training step. What is over in seconds is not worth a line that stays.
+        let seconds = tokens as f64 / (3.0 * self.speed());
+        if self.line.is_some() || seconds > 5.0 {
+            self.status(format!(
+                "measuring {task} {set}: {examples} examples, {} or so",
+                format::duration(seconds)
+            ));
+        }
     }
 
     fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64) {
@@ -217,6 +236,7 @@ impl Monitor for Console {
             Event::Data { task, train, dev, tokens } => self.data(task, train, dev, tokens),
             Event::Planned { sizes, updates, batches } => self.planned(&sizes, updates, batches),
             Event::Step { progress, report } => self.step(progress, report),
+            Event::Measuring { task, set, examples, tokens } => self.measuring(task, set, examples, tokens),
             Event::Evaluated { progress, evaluations, mean } => self.evaluated(progress, evaluations, mean),
             Event::Saving { path } => {
                 self.pause();

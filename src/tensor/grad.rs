@@ -177,3 +177,120 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         | Op::RankingGrad { .. } => panic!("{} is a backward step and has no backward of its own", op.name()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Access, Dropout, Extents, Program, Rows, TokenIndex};
+
+    const OFF: Dropout = Dropout { threshold: 0, site: 0 };
+
+    /// Token vectors `[tokens, 4]`, with tables at the beginning of the parameter buffer.
+    fn tokens(tape: &mut Tape) -> (Var, TokenIndex) {
+        let mut input = |name, rows| tape.input(name, DType::U32, rows, 1);
+        let [ids, types, places, order] =
+            ["ids", "types", "places", "order"].map(|name| input(name, Rows::Tokens));
+        let starts = input("starts", Rows::SequenceStarts);
+        let first_places = input("first_places", Rows::Sequences);
+        let index = TokenIndex { ids, types, places, order, starts, first_places };
+        let tables = [("word", 0, 9), ("position", 36, 6), ("type", 60, 2)]
+            .map(|(name, offset, rows)| tape.parameter(name, offset, rows, 4));
+        (tape.embedding(index, tables[0], tables[1], tables[2]), index)
+    }
+
+    fn linear(tape: &mut Tape, x: Var, offset: usize, outputs: usize) -> Var {
+        let weight = tape.parameter("weight", offset, outputs, tape.shape(x).cols);
+        let bias = tape.parameter("bias", offset + outputs * tape.shape(x).cols, 1, outputs);
+        tape.linear(x, weight, bias, Activation::Identity)
+    }
+
+    fn loss(tape: &mut Tape, x: Var) -> Var {
+        let out = linear(tape, x, 1000, 1);
+        let targets = tape.input("targets", DType::F32, Rows::Tokens, 1);
+        tape.squared_error(out, targets)
+    }
+
+    /// The backward steps and, for each, the names of what it stores (`=`) and adds to (`+=`).
+    fn steps(tape: &Tape, from: usize) -> Vec<String> {
+        let sign = |access| match access {
+            Access::Read => None,
+            Access::Write => Some("="),
+            Access::Add => Some("+="),
+        };
+        let outputs = |op: &Op| -> Vec<String> {
+            let signs = op.operands().into_iter().filter_map(|(access, var)| Some((sign(access)?, var)));
+            signs.map(|(sign, var)| format!("{} {sign}", tape.name(var))).collect()
+        };
+        tape.ops[from..].iter().map(|op| format!("{}: {}", op.name(), outputs(op).join(", "))).collect()
+    }
+
+    #[test]
+    fn the_first_use_stores_and_later_ones_add() {
+        let mut tape = Tape::new(Mode::Training);
+        let (x, index) = tokens(&mut tape);
+        let gamma = tape.parameter("gamma", 100, 1, 4);
+        let beta = tape.parameter("beta", 104, 1, 4);
+        // `x` and the norm's parameters are used twice.
+        let y = tape.add_norm(x, None, gamma, beta, 1e-12, OFF, index.places);
+        let z = tape.add_norm(y, Some(x), gamma, beta, 1e-12, OFF, index.places);
+        let loss = loss(&mut tape, z);
+        let from = tape.ops.len();
+        differentiate(&mut tape, loss, 0.5, false);
+        assert_eq!(
+            steps(&tape, from),
+            [
+                "fill: d_loss =",
+                "squared_error_grad: d_linear =",
+                "linear_weight_grad: d_weight =, d_bias =",
+                "linear_input_grad: d_norm =",
+                "add_norm_grad: d_norm =, d_embedding =, d_gamma =, d_beta =",
+                // The norm's gradient with respect to its input can only be stored, so it is added afterwards.
+                "add_norm_grad: d_part =, d_gamma +=, d_beta +=",
+                "accumulate: d_embedding +=",
+                "embedding_grad: d_word =, d_position =, d_type =",
+            ]
+        );
+        assert!(matches!(tape.ops[from], Op::Fill { value: 0.5, .. }));
+    }
+
+    #[test]
+    fn accumulation_adds_to_the_gradients_of_parameters_alone() {
+        let mut tape = Tape::new(Mode::Training);
+        let (x, _) = tokens(&mut tape);
+        let loss = loss(&mut tape, x);
+        let from = tape.ops.len();
+        differentiate(&mut tape, loss, 1.0, true);
+        assert_eq!(
+            steps(&tape, from),
+            [
+                "fill: d_loss =",
+                "squared_error_grad: d_linear =",
+                "linear_weight_grad: d_weight +=, d_bias +=",
+                "linear_input_grad: d_embedding =",
+                "embedding_grad: d_word +=, d_position +=, d_type +=",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_loss_does_not_reach_has_no_gradient() {
+        let mut tape = Tape::new(Mode::Training);
+        let (x, _) = tokens(&mut tape);
+        linear(&mut tape, x, 2000, 3); // Another task's head.
+        let loss = loss(&mut tape, x);
+        let program =
+            Program::training(tape, loss, 1.0, false, Extents { tokens: 5, sequences: 2, groups: 2 });
+        assert_eq!(program.gradient_ranges(), [0..36, 36..60, 60..68, 1000..1004, 1004..1005]);
+        let products = program.ops().iter().filter(|op| op.name() == "linear_weight_grad");
+        assert_eq!(products.count(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "recorded for inference")]
+    fn a_tape_for_inference_has_no_backward_pass() {
+        let mut tape = Tape::new(Mode::Inference);
+        let (x, _) = tokens(&mut tape);
+        let loss = loss(&mut tape, x);
+        differentiate(&mut tape, loss, 1.0, false);
+    }
+}

@@ -284,6 +284,7 @@ fn pack(blocks: &[Block]) -> (Vec<usize>, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::{Activation, Rows};
     use proptest::prelude::*;
 
     proptest! {
@@ -315,5 +316,22 @@ mod tests {
         let (offsets, total) = pack(&[block(0, 0..2), block(1, 1..3), block(2, 2..4)]);
         assert_eq!(offsets[0], offsets[2], "the first block is dead when the third is born");
         assert_eq!(total, 2 * 112, "two blocks live at once, each padded to a cache line");
+    }
+
+    #[test]
+    fn prints_every_step_with_its_places() {
+        let mut tape = Tape::new(Mode::Training);
+        let keys = tape.input("keys", DType::U32, Rows::Sequences, 1);
+        let x = tape.input("x", DType::F32, Rows::Sequences, 3);
+        let targets = tape.input("targets", DType::F32, Rows::Sequences, 1);
+        let site = tape.dropout_site(0.5);
+        let dropped = tape.drop(x, Some(keys), site);
+        let weight = tape.parameter("weight", 0, 1, 3);
+        let bias = tape.parameter("bias", 3, 1, 1);
+        let scores = tape.linear(dropped, weight, bias, Activation::Tanh);
+        let loss = tape.squared_error(scores, targets);
+        let program =
+            Program::training(tape, loss, 1.0, true, Extents { tokens: 9, sequences: 5, groups: 5 });
+        assert_eq!(program.to_string(), "");
     }
 }

@@ -128,7 +128,7 @@ pub enum OtherHeads {
 
 /// When the dev sets are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "NameOrNumber", into = "String")]
 pub enum EvalEvery {
     /// After each epoch.
     Epoch,
@@ -153,11 +153,22 @@ impl std::str::FromStr for EvalEvery {
     }
 }
 
-impl TryFrom<String> for EvalEvery {
+/// `"epoch"`, `"200"` or `200`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected epoch, never or a number of steps")]
+enum NameOrNumber {
+    Name(String),
+    Number(i64),
+}
+
+impl TryFrom<NameOrNumber> for EvalEvery {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+    fn try_from(value: NameOrNumber) -> Result<Self, String> {
+        match value {
+            NameOrNumber::Name(name) => name.parse(),
+            NameOrNumber::Number(number) => number.to_string().parse(),
+        }
     }
 }
 

@@ -75,6 +75,17 @@ pub enum Event<'a> {
         /// What was done.
         report: &'a StepReport,
     },
+    /// A dev set is being measured.
+    Measuring {
+        /// The task's name.
+        task: &'a str,
+        /// The set's name.
+        set: &'a str,
+        /// Its examples.
+        examples: usize,
+        /// Its tokens.
+        tokens: usize,
+    },
     /// The dev sets have been measured.
     Evaluated {
         /// Where the run stands.

@@ -86,6 +86,8 @@ pub struct UpdateReport {
 pub trait Observer {
     /// After each batch.
     fn step(&mut self, progress: &Progress, report: &StepReport) -> anyhow::Result<()>;
+    /// Before a dev set is measured, which may take a while.
+    fn measuring(&mut self, _task: usize, _set: &str, _examples: &Dataset) {}
     /// After each measuring of the dev sets, in the order of the tasks.
     fn evaluated(&mut self, progress: &Progress, evaluations: &[Evaluation], mean: f64)
     -> anyhow::Result<()>;
@@ -420,6 +422,7 @@ impl<'a> Trainer<'a> {
             let Some(recorded) = &self.evaluations[task] else { continue };
             let mut predictor = Predictor::new(self.model, &[task], recorded, self.backend);
             for (split, dataset) in &sets.dev {
+                observer.measuring(task, split, dataset);
                 let Some(logits) = predictor.logits(dataset, &|| observer.stop())? else { return Ok(false) };
                 let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
                 evaluations.push(Evaluation { task, split: split.clone(), examples: dataset.len(), metrics });

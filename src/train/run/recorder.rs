@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{Event, LOG, Monitor};
-use crate::data::{TaskSpec, Tokenizer};
+use crate::data::{Dataset, TaskSpec, Tokenizer};
 use crate::train::checkpoint::{self, State};
 use crate::train::evaluate::Evaluation;
 use crate::train::log::Log;
@@ -130,6 +130,16 @@ impl Observer for Recorder<'_> {
         self.append(&line);
         self.monitor.tell(Event::Step { progress, report });
         Ok(())
+    }
+
+    fn measuring(&mut self, task: usize, set: &str, examples: &Dataset) {
+        let task = &self.tasks[task].name;
+        self.monitor.tell(Event::Measuring {
+            task,
+            set,
+            examples: examples.len(),
+            tokens: examples.ids.len(),
+        });
     }
 
     fn evaluated(
