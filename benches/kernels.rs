@@ -207,7 +207,7 @@ fn tables(table: &Table) {
     let mut random = Random::new(3, [0, 0]);
     let ids: Vec<u32> = (0..tokens).map(|_| random.below(vocabulary as u32)).collect();
     let types = vec![0; tokens];
-    let places: Vec<u32> = (0..tokens as u32).map(|t| t / 128 << 16 | t % 128).collect();
+    let places: Vec<u32> = (0..tokens as u32).map(|t| ((t / 128) << 16) | (t % 128)).collect();
     let mut order: Vec<u32> = (0..tokens as u32).collect();
     order.sort_by_key(|&row| ids[row as usize]);
     let starts: Vec<u32> = (0..=32).map(|s| s * 128).collect();

@@ -602,7 +602,9 @@ fn a_sequence_longer_than_the_position_table() {
 
 #[test]
 fn a_model_directory_that_is_wrong() {
-    let faults: [(&str, fn(&Path), &[&str]); 8] = [
+    /// A fault's name, what makes it, and what the message must say.
+    type Fault = (&'static str, fn(&Path), &'static [&'static str]);
+    let faults: [Fault; 8] = [
         ("no directory", |model| fs::remove_dir_all(model).unwrap(), &["no such model directory"]),
         (
             "no weights",

@@ -185,8 +185,11 @@ fn ranking(case: &mut Case) -> Var {
     case.tape.ranking(scores, groups, positives, 1.5)
 }
 
+/// Records a computation and returns its loss.
+type Build = Box<dyn Fn(&mut Case) -> Var>;
+
 /// One list of operations; each in every shape of interest.
-fn cases() -> Vec<(&'static str, Box<dyn Fn(&mut Case) -> Var>)> {
+fn cases() -> Vec<(&'static str, Build)> {
     vec![
         ("embedding", Box::new(embedding)),
         ("linear", Box::new(|case| linear(case, Activation::Identity))),

@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(texts, [Text::Single("a\tb".into())]);
         let expected = Text::Candidates { query: "q".into(), candidates: vec!["a".into(), "b".into()] };
         let json = b"{\"query\": \"q\", \"candidates\": [\"a\", \"b\"]}\n";
-        assert_eq!(read(json, Columns::Candidates).unwrap(), [expected.clone()]);
+        assert_eq!(read(json, Columns::Candidates).unwrap(), std::slice::from_ref(&expected));
         assert_eq!(read(b"q\ta\tb\n", Columns::Candidates).unwrap(), [expected]);
     }
 
