@@ -332,6 +332,20 @@ mod tests {
         let loss = tape.squared_error(scores, targets);
         let program =
             Program::training(tape, loss, 1.0, true, Extents { tokens: 9, sequences: 5, groups: 5 });
-        assert_eq!(program.to_string(), "");
+        let expected = "\
+9 steps for at most 9 tokens, 5 sequences, 5 groups; arena 512 bytes
+   0  dropout            %3 = dropped [sequences, 3] 60 bytes at arena+64  <- %1:x %0:keys
+   1  linear             %6 = before [sequences, 1] 20 bytes at arena+0, %7 = linear [sequences, 1] 20 bytes at \
+arena+256  <- %3 %4:weight %5:bias
+   2  squared_error      %8 = loss [1, 1] 4 bytes at arena+384  <- %7 %2:targets
+   3  fill               %9 = d_loss [1, 1] 4 bytes at arena+448  <-
+   4  squared_error_grad %10 = d_linear [sequences, 1] 20 bytes at arena+320  <- %7 %2:targets %9
+   5  activation_grad    %11 = d_before [sequences, 1] 20 bytes at arena+192  <- %6 %10
+   6  linear_weight_grad %12 += d_weight [1, 3] 12 bytes at gradients+0, %13 += d_bias [1, 1] 4 bytes at \
+gradients+12  <- %11 %3
+   7  linear_input_grad  %14 = d_dropped [sequences, 3] 60 bytes at arena+0  <- %11 %4:weight
+   8  dropout            %15 = d_x [sequences, 3] 60 bytes at arena+64  <- %14 %0:keys
+";
+        assert_eq!(program.to_string(), expected);
     }
 }
