@@ -172,7 +172,10 @@ pub fn run(
         monitor.tell(Event::Warning(&sentence));
     }
     save_config(config)?;
-    save_plan(run, trainer.programs().map(|(task, program)| (tasks[task].name.as_str(), program)))?;
+    let programs = trainer.programs().map(|(task, program)| (tasks[task].name.as_str(), program));
+    if let Err(error) = save_plan(run, programs) {
+        monitor.tell(Event::Warning(&format!("{error:#}"))); // For readers; nothing depends on it.
+    }
     let fingerprints = prepare::fingerprints(&data);
     let saved = if resume { load(run, &tasks, &fingerprints, &mut trainer, monitor)? } else { None };
     if saved.is_none() {
