@@ -52,11 +52,13 @@ unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32
             }
         }
     }
-    for (sums, row) in sums.iter().zip(tile.as_chunks_mut::<COLUMNS>().0) {
-        // SAFETY: a row of the tile is 16 floats.
+    const { assert!(ROWS * COLUMNS <= TILE) };
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: the tile holds `ROWS` rows of `COLUMNS`.
         unsafe {
-            _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(row.as_mut_ptr().add(8), sums[1]);
+            let row = tile.as_mut_ptr().add(i * COLUMNS);
+            _mm256_storeu_ps(row, sums[0]);
+            _mm256_storeu_ps(row.add(8), sums[1]);
         }
     }
 }

@@ -50,11 +50,13 @@ unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32
             }
         }
     }
-    for (sums, row) in sums.iter().zip(tile.as_chunks_mut::<COLUMNS>().0) {
-        // SAFETY: a row of the tile is 32 floats.
+    const { assert!(ROWS * COLUMNS <= TILE) };
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: the tile holds `ROWS` rows of `COLUMNS`.
         unsafe {
-            _mm512_storeu_ps(row.as_mut_ptr(), sums[0]);
-            _mm512_storeu_ps(row.as_mut_ptr().add(16), sums[1]);
+            let row = tile.as_mut_ptr().add(i * COLUMNS);
+            _mm512_storeu_ps(row, sums[0]);
+            _mm512_storeu_ps(row.add(16), sums[1]);
         }
     }
 }
