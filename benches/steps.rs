@@ -89,8 +89,11 @@ fn bench(name: &str, config: &BertConfig, limits: &Limits) {
             backend.run(&inference.program, &StepScalars { extents, seed: 1, step: 0 }).expect("a pass");
         });
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let products = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * wide);
-        let forward = 2.0 * (products * batch.tokens()) as f64;
+        let (attended, transformed) = (3 * hidden * hidden, hidden * hidden + 2 * hidden * wide);
+        let layers = config.num_hidden_layers;
+        // The last layer transforms first tokens alone.
+        let rows = (layers - 1) * batch.tokens() + batch.sequences();
+        let forward = 2.0 * (layers * batch.tokens() * attended + rows * transformed) as f64;
         print(&format!("training step, {name}, {shape}"), train, &batch, 3.0 * forward, limits);
         print(&format!("inference, {name}, {shape}"), infer, &batch, forward, limits);
     }

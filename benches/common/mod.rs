@@ -37,12 +37,13 @@ impl Limits {
             work();
             (0..5).map(|_| time(work).as_secs_f64()).fold(f64::INFINITY, f64::min)
         };
-        let lanes = best(&mut || {
+        let (sums, multiply_add) = multiply_adder();
+        let seconds = best(&mut || {
             (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
                 black_box(multiply_add(black_box(ROUNDS)));
             });
         });
-        let flops = (threads * ROUNDS * FLOPS_A_ROUND) as f64 / lanes;
+        let flops = (threads * ROUNDS * sums * LANES * 2) as f64 / seconds;
         let from = vec![1.0f32; 1 << 26];
         let mut to = vec![0.0f32; 1 << 26];
         let seconds = best(&mut || {
@@ -60,40 +61,39 @@ fn time(work: &mut dyn FnMut()) -> Duration {
     begin.elapsed()
 }
 
-/// Sums that keep the multipliers busy: more than latency times throughput.
-const SUMS: usize = 12;
 const LANES: usize = 16;
-const FLOPS_A_ROUND: usize = SUMS * LANES * 2;
+/// Sums of sixteen lanes that keep the multipliers busy, more than latency times throughput, and fit the registers.
+const SUMS_AVX512: usize = 12;
+const SUMS_AVX2: usize = 6;
 
-/// The best rate of the widest instruction set that the kernels would use.
-fn multiply_add(rounds: usize) -> f32 {
+/// How many sums a round adds to, and what does it, in the widest instruction set that the kernels would use.
+fn multiply_adder() -> (usize, fn(usize) -> f32) {
     use mtdnn_raw::backend::cpu::isa::Isa;
     match Isa::detect() {
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { multiply_add_avx512(rounds) },
+        Isa::Avx512 => (SUMS_AVX512, |rounds| unsafe { multiply_add_avx512(rounds) }),
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { multiply_add_avx2(rounds) },
-        _ => multiply_add_body(rounds),
+        Isa::Avx2 => (SUMS_AVX2, |rounds| unsafe { multiply_add_avx2(rounds) }),
+        _ => (SUMS_AVX2, multiply_add::<SUMS_AVX2>),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn multiply_add_avx512(rounds: usize) -> f32 {
-    multiply_add_body(rounds)
+    multiply_add::<SUMS_AVX512>(rounds)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn multiply_add_avx2(rounds: usize) -> f32 {
-    // Half of the lanes a register, so two halves one after the other: twelve sums of eight lanes each.
-    multiply_add_body(rounds)
+    multiply_add::<SUMS_AVX2>(rounds)
 }
 
 #[inline(always)]
-fn multiply_add_body(rounds: usize) -> f32 {
+fn multiply_add<const SUMS: usize>(rounds: usize) -> f32 {
     let mut sums = [[0.5f32; LANES]; SUMS];
     let (factor, addend) = ([0.999f32; LANES], [0.001f32; LANES]);
     for _ in 0..rounds {
