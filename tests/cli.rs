@@ -494,6 +494,19 @@ fn a_loss_that_diverges_stops_the_run() {
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
 }
 
+/// An update to infinity is not saved over anything, though loss and gradient before it were sound.
+#[test]
+fn parameters_that_are_not_finite_are_never_saved() {
+    let place = Place::new();
+    let rate = ["--learning-rate", "3e38", "--warmup", "0", "--schedule", "constant"];
+    let ended = place.run(&[&["train", "run.toml", "--max-steps", "2"][..], &rate[..]].concat());
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("diverged"), "{}", ended.stderr);
+    for name in ["state", "last", "best"] {
+        assert!(!place.path("run").join(name).exists(), "{name} holds what cannot be used");
+    }
+}
+
 // The command line and the run file.
 
 #[test]

@@ -80,6 +80,9 @@ pub(super) fn run(args: &EncodeArgs) -> anyhow::Result<Exit> {
 
 /// Beside the file that is to be, so that it appears whole or not at all.
 fn partial(output: &Path) -> anyhow::Result<PathBuf> {
+    if output.exists() && !output.is_file() {
+        bail!("--output {}: is no regular file; name one that may be replaced", output.display());
+    }
     let name = output.file_name().with_context(|| format!("--output {}: names no file", output.display()))?;
     Ok(output.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id())))
 }

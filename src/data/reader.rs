@@ -100,6 +100,10 @@ pub fn learn_labels(spec: &mut TaskSpec) -> Result<(), DataError> {
                 continue;
             }
             let label = row.text(&place).map_err(|reason| field(file, &row, column, reason))?;
+            if label.trim().is_empty() {
+                let (path, line) = (file.path.clone(), row.line);
+                return Err(DataError::EmptyText { path, line, what: format!("label (column {column})") });
+            }
             if !labels.contains(label.trim()) {
                 labels.insert(label.trim().to_string());
             }

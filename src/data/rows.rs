@@ -54,9 +54,10 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
         let mut rows = Self { file, input, buffer: Vec::new(), line: 0, header: None };
         if let Format::Tsv { header: true } | Format::Csv { header: true } = file.format {
             let mut row = Row::default();
-            if rows.next(&mut row)? {
-                rows.header = Some((0..row.len()).map(|index| row.field(index).trim().to_string()).collect());
+            if !rows.next(&mut row)? {
+                return Err(DataError::Empty { path: file.path.clone(), skipped: None });
             }
+            rows.header = Some((0..row.len()).map(|index| row.field(index).trim().to_string()).collect());
         }
         Ok(rows)
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluate::Evaluation;
 use super::store;
 use super::trainer::Progress;
-use crate::backend::{Backend, BackendError};
+use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::nn::weights::{self, Expected};
 use crate::nn::{Model, directory};
@@ -48,7 +48,7 @@ pub fn save_state(
     let buffers: Vec<Vec<f32>> = SPACES
         .iter()
         .map(|&(space, _)| read_buffer(backend, space, parameters))
-        .collect::<Result<_, BackendError>>()?;
+        .collect::<anyhow::Result<_>>()?;
     let bytes = parameters as u64 * 12 + (1 << 16);
     store::save(run, store::STATE, state.progress.updates, bytes, |directory| {
         let text = serde_json::to_string_pretty(state)?;
@@ -99,8 +99,14 @@ pub fn save_model(
     Ok(())
 }
 
-fn read_buffer(backend: &mut dyn Backend, space: Space, len: usize) -> Result<Vec<f32>, BackendError> {
+fn read_buffer(backend: &mut dyn Backend, space: Space, len: usize) -> anyhow::Result<Vec<f32>> {
     let mut values = vec![0.0f32; len];
     backend.read(Span { space, offset: 0, len }, bytemuck::cast_slice_mut(&mut values))?;
+    // A checkpoint that cannot be gone on from must not replace one that can.
+    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+        anyhow::bail!(
+            "a number of the {space:?} is {value}: training has diverged. Try a lower learning rate"
+        );
+    }
     Ok(values)
 }

@@ -143,11 +143,11 @@ pub enum TrainError {
     },
     /// Training has diverged.
     #[error(
-        "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing was updated; \
+        "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing of it is saved; \
          the last checkpoint is intact. Try a lower learning rate"
     )]
     NotFinite {
-        /// Loss or gradient norm.
+        /// Loss, gradient norm or answer.
         what: &'static str,
         /// The task's name.
         task: String,
@@ -424,6 +424,9 @@ impl<'a> Trainer<'a> {
             for (split, dataset) in &sets.dev {
                 observer.measuring(task, split, dataset);
                 let Some(logits) = predictor.logits(dataset, &|| observer.stop())? else { return Ok(false) };
+                if let Some(&value) = logits[0].iter().find(|logit| !logit.is_finite()) {
+                    return Err(self.not_finite("answer to a dev example", task, value).into());
+                }
                 let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
                 evaluations.push(Evaluation { task, split: split.clone(), examples: dataset.len(), metrics });
             }

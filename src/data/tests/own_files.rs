@@ -154,6 +154,11 @@ fn faults_of_own_files_are_errors() {
         error(BY_NAME, "tsv", "mood\ttext\nsad\ta\nglad\t \n")
             .contains("train.tsv:3: column text has no text")
     );
+    assert!(error(BY_NAME, "tsv", "").contains("train.tsv: no examples"));
+    assert!(
+        error(BY_NAME, "tsv", "mood\ttext\nsad\ta\n\tb\n")
+            .contains("train.tsv:3: label (column mood) has no text")
+    );
     let message = error("text_a = \"txt\"\nlabel = \"mood\"", "tsv", "mood\ttext\nsad\ta\nglad\tb\n");
     assert!(
         message.contains("no column \"txt\" in the header (mood, text); did you mean \"text\"?"),
