@@ -208,17 +208,31 @@ fn the_same_seed_gives_the_same_bits_at_any_thread_count() {
 }
 
 #[test]
-fn dropout_follows_the_seed() {
-    let setup = Setup::small();
-    let first = |seed: u64| {
+fn dropout_follows_the_seed_and_the_step() {
+    // One example again and again, nothing learnt: only the draws can change the loss.
+    let losses = |dropout: f32, seed: u64| -> Vec<f32> {
+        let train = lesson(TaskKind::Classification, 1, 1);
+        let tasks = vec![TaskSpec { dropout, ..task("classes", TaskKind::Classification, 3) }];
+        let setup = Setup::new(
+            &small_config(16, f64::from(dropout)),
+            (tasks, vec![TaskData { train, dev: Vec::new() }]),
+        );
+        let config = TrainConfig { epochs: 4, learning_rate: 0.0, ..config() };
         let mut backend = CpuBackend::new();
-        let mut trainer = setup.trainer(&config(), seed, &mut backend);
+        let mut trainer = setup.trainer(&config, seed, &mut backend);
         write(trainer.backend(), Space::Parameters, &setup.start(SEED));
-        let report = trainer.step().unwrap();
-        (report.task, report.tokens, report.loss)
+        let mut recorder = Recorder::default();
+        trainer.run(&mut recorder).unwrap();
+        recorder.steps.iter().map(|step| step.loss).collect()
     };
-    assert_eq!(first(1), first(1));
-    assert_ne!(first(1), first(2));
+    let (first, other) = (losses(0.1, 1), losses(0.1, 2));
+    assert_eq!(losses(0.1, 1), first);
+    for step in 0..4 {
+        assert_ne!(first[step], other[step], "seeds at step {step}");
+        assert!(!first[..step].contains(&first[step]), "step {step} drops what an earlier one did");
+    }
+    let steady = losses(0.0, 1);
+    assert_eq!(steady, vec![steady[0]; 4]);
 }
 
 #[test]
