@@ -1,0 +1,158 @@
+//! Kernel launches as plain data: which kernel, how many blocks, and the bytes of its one argument.
+//!
+//! What an operation launches is decided here without a device, so that the tests run the same launches through the
+//! host emulation of the kernels. The structs that kernels take stand beside the functions that fill them, with
+//! the fields of their twins in `kernels/*.cu`, in the same order.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::tensor::{DType, Dropout, Extents, Rows};
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The kernel's name in its source.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// The bytes of the kernel's argument.
+    pub arguments: Vec<u8>,
+}
+
+impl Launch {
+    /// A launch that gives `arguments` to the kernel.
+    pub fn new<T: Pod>(
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        arguments: &T,
+    ) -> Self {
+        let shared = u32::try_from(shared).expect("shared memory in 32 bits");
+        Self { kernel, grid, threads, shared, arguments: bytemuck::bytes_of(arguments).to_vec() }
+    }
+}
+
+/// Where a value lies in the device's memory; 0 for none.
+pub type Address = u64;
+
+/// What kernels read of the step from device memory: the twin of `Step` in `kernels/prelude.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub struct Step {
+    /// Token rows, dead ones included.
+    pub tokens: u32,
+    /// Sequences.
+    pub sequences: u32,
+    /// Groups.
+    pub groups: u32,
+    /// The number of the step.
+    pub step: u32,
+    /// The run's seed, lower half first.
+    pub seed: [u32; 2],
+    /// Fills the struct up to 32 bytes.
+    pub unused: [u32; 2],
+}
+
+/// A number of rows that a kernel looks up: the twin of `Rows` in `kernels/prelude.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RowCount {
+    kind: u32,
+    fixed: u32,
+}
+
+impl RowCount {
+    /// The row count of a shape.
+    pub fn new(rows: Rows) -> Self {
+        match rows {
+            Rows::Fixed(fixed) => Self { kind: 0, fixed: fixed as u32 },
+            Rows::Tokens => Self { kind: 1, fixed: 0 },
+            Rows::Sequences => Self { kind: 2, fixed: 0 },
+            Rows::Groups => Self { kind: 3, fixed: 0 },
+            Rows::GroupStarts => panic!("no kernel runs over the starts of groups"),
+        }
+    }
+}
+
+/// A dropout site: the twin of `Dropout` in `kernels/prelude.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct DropoutSite {
+    threshold: u32,
+    site: u32,
+    scale: f32,
+}
+
+impl DropoutSite {
+    /// The site's numbers.
+    pub fn new(dropout: Dropout) -> Self {
+        Self { threshold: dropout.threshold, site: dropout.site, scale: dropout.scale() }
+    }
+
+    /// A site that drops nothing.
+    pub fn off() -> Self {
+        Self { threshold: 0, site: 0, scale: 1.0 }
+    }
+}
+
+/// A dense row-major matrix in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operand {
+    /// Where it starts; a multiple of 4 at least, of 64 for a value of its own.
+    pub address: Address,
+    /// The kind of element.
+    pub dtype: DType,
+    /// How a kernel finds out the number of rows.
+    pub rows: RowCount,
+    /// The largest number of rows of this launch, which the grid is made for.
+    pub most_rows: u32,
+    /// The number of columns, contiguous in memory.
+    pub cols: u32,
+}
+
+/// Collects the launches of a program, and the scratch memory that they need.
+pub struct Launches {
+    /// The batch's size in device memory.
+    pub step: Address,
+    /// The size that grids are made for.
+    pub extents: Extents,
+    /// In order.
+    pub list: Vec<Launch>,
+    scratch: Address,
+    scratch_bytes: usize,
+}
+
+impl Launches {
+    /// Launches that read the step at `step` and use the memory at `scratch`.
+    pub fn new(step: Address, extents: Extents, scratch: Address) -> Self {
+        Self { step, extents, list: Vec::new(), scratch, scratch_bytes: 0 }
+    }
+
+    /// Adds a launch.
+    pub fn push<T: Pod>(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        arguments: &T,
+    ) {
+        self.list.push(Launch::new(kernel, grid, threads, shared, arguments));
+    }
+
+    /// Memory for the launches of one operation, at a multiple of 256 bytes; the next operation gets the same.
+    pub fn scratch(&mut self, bytes: usize) -> Address {
+        self.scratch_bytes = self.scratch_bytes.max(bytes);
+        self.scratch
+    }
+
+    /// The most that any operation asked for.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
+    }
+}
