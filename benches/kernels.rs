@@ -10,6 +10,7 @@ use common::{Limits, median};
 use mtdnn_raw::backend::cpu::SinkMut;
 use mtdnn_raw::backend::cpu::activation::{activate, activate_gradient};
 use mtdnn_raw::backend::cpu::attention;
+use mtdnn_raw::backend::cpu::bounds::Bounds;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
 use mtdnn_raw::backend::cpu::embedding::{Tokens, embed, embed_gradient};
 use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm};
@@ -127,7 +128,9 @@ fn attentions(table: &Table) {
         ("minilm 32 x 128", 12, 32, 32, 128),
     ] {
         let (tokens, hidden) = (sequences * length, heads * size);
-        let starts: Vec<u32> = (0..=sequences).map(|s| (s * length) as u32).collect();
+        let starts: Vec<u32> = (0..sequences).map(|s| (s * length) as u32).collect();
+        let ends: Vec<u32> = starts.iter().map(|start| start + length as u32).collect();
+        let bounds = Bounds { starts: &starts, ends: &ends };
         let (qkv, d_context) = (numbers(tokens * 3 * hidden), numbers(tokens * hidden));
         let (mut context, mut sums) = (vec![0.0; tokens * hidden], vec![0.0; tokens * heads]);
         let mut d_qkv = vec![0.0; tokens * 3 * hidden];
@@ -143,14 +146,14 @@ fn attentions(table: &Table) {
                     dropout,
                     heads,
                     &qkv,
-                    &starts,
+                    bounds,
                     &mut context,
                     &mut sums,
                 );
             });
             table.row(&format!("attention gradient {name}{with}"), Work::Flops(5.0 * product), || {
                 attention::backward(
-                    isa, scratch, stream, dropout, heads, &qkv, &starts, &sums, &d_context, &mut d_qkv,
+                    isa, scratch, stream, dropout, heads, &qkv, bounds, &sums, &d_context, &mut d_qkv,
                 );
             });
         }
@@ -210,8 +213,10 @@ fn tables(table: &Table) {
     let places: Vec<u32> = (0..tokens as u32).map(|t| ((t / 128) << 16) | (t % 128)).collect();
     let mut order: Vec<u32> = (0..tokens as u32).collect();
     order.sort_by_key(|&row| ids[row as usize]);
-    let starts: Vec<u32> = (0..=32).map(|s| s * 128).collect();
-    let index = Tokens { ids: &ids, types: &types, places: &places, order: &order, starts: &starts };
+    let starts: Vec<u32> = (0..32).map(|s| s * 128).collect();
+    let ends: Vec<u32> = starts.iter().map(|start| start + 128).collect();
+    let bounds = Bounds { starts: &starts, ends: &ends };
+    let index = Tokens { ids: &ids, types: &types, places: &places, order: &order, bounds };
     let (word, position, kind) = (numbers(vocabulary * cols), numbers(512 * cols), numbers(2 * cols));
     let (d_out, mut out) = (numbers(tokens * cols), vec![0.0; tokens * cols]);
     table.row("embedding 4096 x 768", Work::Floats(2 * tokens * cols), || {

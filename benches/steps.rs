@@ -122,14 +122,15 @@ fn normal(random: &mut Random) -> f64 {
 
 fn random_batch(lengths: &[usize]) -> Batch {
     let mut random = Random::new(2, [0, 0]);
-    let mut batch = Batch { starts: vec![0], groups: vec![0], ..Batch::default() };
+    let mut batch = Batch { groups: vec![0], ..Batch::default() };
     for (sequence, &length) in lengths.iter().enumerate() {
+        batch.starts.push(batch.ids.len() as u32);
         for position in 0..length {
             batch.ids.push(1000 + random.below(29_000));
             batch.types.push(u32::from(position * 2 > length));
             batch.places.push((sequence << 16 | position) as u32);
         }
-        batch.starts.push(batch.ids.len() as u32);
+        batch.ends.push(batch.ids.len() as u32);
         batch.first_places.push((sequence << 16) as u32);
         batch.groups.push(sequence as u32 + 1);
         batch.labels.push(random.below(3));

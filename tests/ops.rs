@@ -73,7 +73,8 @@ impl Case {
             types: self.indices("types", Rows::Tokens, &[0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
             places: self.indices("places", Rows::Tokens, &places),
             order: self.indices("order", Rows::Tokens, &order),
-            starts: self.indices("starts", Rows::SequenceStarts, &[0, 5, 6, 15]),
+            starts: self.indices("starts", Rows::Sequences, &[0, 5, 6]),
+            ends: self.indices("ends", Rows::Sequences, &[5, 6, 15]),
             first_places: self.indices("first_places", Rows::Sequences, &[0, 1 << 16, 2 << 16]),
         }
     }
@@ -131,7 +132,7 @@ fn attention(case: &mut Case, heads: usize, size: usize, probability: f32) -> Va
     let x = case.tokens(index, 6);
     let qkv = case.linear(x, 3 * heads * size, Activation::Identity);
     let dropout = case.tape.dropout_site(probability);
-    let context = case.tape.attention(qkv, index.starts, heads, dropout);
+    let context = case.tape.attention(qkv, index, heads, dropout);
     case.squared(context)
 }
 
@@ -345,7 +346,8 @@ fn a_model_with_each_head_has_the_right_gradients() {
         ids: vec![3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0],
         types: vec![0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1],
         places: (0u32..3).flat_map(|s| (0..[5, 1, 9][s as usize]).map(move |p| s << 16 | p)).collect(),
-        starts: vec![0, 5, 6, 15],
+        starts: vec![0, 5, 6],
+        ends: vec![5, 6, 15],
         first_places: vec![0, 1 << 16, 2 << 16],
         order: vec![14, 1, 3, 10, 12, 5, 0, 8, 2, 11, 4, 7, 9, 13, 6],
         groups: vec![0, 2, 3],
@@ -383,6 +385,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
                 (index.places, batch.places.clone()),
                 (index.order, batch.order.clone()),
                 (index.starts, batch.starts.clone()),
+                (index.ends, batch.ends.clone()),
                 (index.first_places, batch.first_places.clone()),
                 (answers.labels, batch.labels.clone()),
                 (answers.groups, batch.groups.clone()),

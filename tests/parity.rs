@@ -303,7 +303,7 @@ fn encode_each(
     let found = run(backend, recorded, &batch, &vars);
     let (pooled, layers) = found.split_last().unwrap();
     let of = |place: usize| {
-        let rows = batch.starts[place] as usize * hidden..batch.starts[place + 1] as usize * hidden;
+        let rows = batch.starts[place] as usize * hidden..batch.ends[place] as usize * hidden;
         let mut all: Vec<f32> = layers.iter().flat_map(|layer| layer[rows.clone()].to_vec()).collect();
         all.extend(&pooled[place * hidden..][..hidden]);
         all
@@ -395,15 +395,14 @@ fn a_published_encoder_gives_its_published_similarities() {
     let batch = batch_of(&set, &[0, 1, 2, 3]);
     let hidden = &run(&mut backend, &recorded, &batch, &recorded.hidden_states)[0];
 
-    let sum = |rows: &[u32]| -> Vec<f64> {
-        let rows =
-            hidden.chunks(config.hidden_size).skip(rows[0] as usize).take((rows[1] - rows[0]) as usize);
+    let sum = |(&start, &end): (&u32, &u32)| -> Vec<f64> {
+        let rows = hidden.chunks(config.hidden_size).skip(start as usize).take((end - start) as usize);
         rows.fold(vec![0.0; config.hidden_size], |sum, row| {
             sum.iter().zip(row).map(|(sum, &value)| sum + f64::from(value)).collect()
         })
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let vectors: Vec<Vec<f64>> = batch.starts.windows(2).map(sum).collect();
+    let vectors: Vec<Vec<f64>> = batch.starts.iter().zip(&batch.ends).map(sum).collect();
     let truth = [
         (1, 0, 0.54306614),
         (2, 0, -0.05402724),

@@ -1,6 +1,8 @@
 //! Floor 2: backends, which run programs. The tape knows no numbers; a backend knows no names.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod optimizer;
 
 pub use optimizer::{Group, Optimizer, Rule};

@@ -19,8 +19,10 @@ pub struct Batch {
     pub types: Vec<u32>,
     /// `sequence << 16 | position`. [tokens]
     pub places: Vec<u32>,
-    /// Where each sequence starts. [sequences + 1]
+    /// The first row of each sequence. [sequences]
     pub starts: Vec<u32>,
+    /// The row after the last of each sequence. [sequences]
+    pub ends: Vec<u32>,
     /// The place of each sequence's first token. [sequences]
     pub first_places: Vec<u32>,
     /// The token rows sorted by id, then by row: the embedding gradient sums the rows of an id in this order. [tokens]
@@ -41,7 +43,8 @@ impl Batch {
             ids: Vec::with_capacity(capacity.tokens),
             types: Vec::with_capacity(capacity.tokens),
             places: Vec::with_capacity(capacity.tokens),
-            starts: Vec::with_capacity(capacity.sequences + 1),
+            starts: Vec::with_capacity(capacity.sequences),
+            ends: Vec::with_capacity(capacity.sequences),
             first_places: Vec::with_capacity(capacity.sequences),
             order: Vec::with_capacity(capacity.tokens),
             groups: Vec::with_capacity(capacity.groups + 1),
@@ -57,7 +60,7 @@ impl Batch {
 
     /// The number of sequences.
     pub fn sequences(&self) -> usize {
-        self.starts.len().saturating_sub(1)
+        self.starts.len()
     }
 
     /// The number of examples.
@@ -71,14 +74,13 @@ impl Batch {
     /// If an example is not in the set or the batch would have more than [`MAX_SEQUENCE`] sequences.
     pub fn fill(&mut self, dataset: &Dataset, examples: &[u32]) {
         self.clear();
-        self.starts.push(0);
         self.groups.push(0);
         for &example in examples {
             let example = example as usize;
             for sequence in dataset.sequences_of(example) {
                 self.push(dataset.sequence(sequence), dataset.second[sequence]);
             }
-            self.groups.push(self.starts.len() as u32 - 1);
+            self.groups.push(self.starts.len() as u32);
             let (label, target) = match dataset.labels[example] {
                 Label::Class(class) => (class, f32::NAN),
                 Label::Score(score) => (NO_LABEL, score),
@@ -98,6 +100,7 @@ impl Batch {
         self.types.clear();
         self.places.clear();
         self.starts.clear();
+        self.ends.clear();
         self.first_places.clear();
         self.order.clear();
         self.groups.clear();
@@ -106,13 +109,14 @@ impl Batch {
     }
 
     fn push(&mut self, ids: &[u32], second: u32) {
-        let sequence = self.starts.len() - 1;
+        let sequence = self.starts.len();
         assert!(sequence < MAX_SEQUENCE, "a batch of more than {MAX_SEQUENCE} sequences");
         let length = ids.len() as u32;
+        self.starts.push(self.ids.len() as u32);
         self.ids.extend_from_slice(ids);
         self.types.extend((0..length).map(|position| u32::from(position >= second)));
         self.places.extend((0..length).map(|position| (sequence as u32) << 16 | position));
-        self.starts.push(self.ids.len() as u32);
+        self.ends.push(self.ids.len() as u32);
         self.first_places.push((sequence as u32) << 16);
     }
 }
@@ -180,7 +184,7 @@ mod tests {
         assert_eq!(batch.types, [0, 0, 0, 0, 0, 0, 1, 1]);
         let second = 1 << 16;
         assert_eq!(batch.places, [0, 1, 2, second, second + 1, second + 2, second + 3, second + 4]);
-        assert_eq!(batch.starts, [0, 3, 8]);
+        assert_eq!((batch.starts, batch.ends), (vec![0, 3], vec![3, 8]));
         assert_eq!(batch.first_places, [0, second]);
         assert_eq!(batch.order, [0, 3, 2, 5, 7, 1, 6, 4]);
         assert_eq!(batch.groups, [0, 1, 2]);

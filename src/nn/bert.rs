@@ -209,7 +209,7 @@ impl Layer {
     fn attend(&self, tape: &mut Tape, x: Var, index: TokenIndex, config: &BertConfig) -> Var {
         let qkv = self.qkv.record(tape, x, Activation::Identity);
         let dropout = tape.dropout_site(config.attention_probs_dropout_prob as f32);
-        tape.attention(qkv, index.starts, config.num_attention_heads, dropout)
+        tape.attention(qkv, index, config.num_attention_heads, dropout)
     }
 
     /// The rest of the layer, row by row: output map and feed-forward network, each added to its input and normed.

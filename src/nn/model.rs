@@ -167,6 +167,7 @@ impl Recorded {
         write(self.index.places, bytemuck::cast_slice(&batch.places))?;
         write(self.index.order, bytemuck::cast_slice(&batch.order))?;
         write(self.index.starts, bytemuck::cast_slice(&batch.starts))?;
+        write(self.index.ends, bytemuck::cast_slice(&batch.ends))?;
         write(self.index.first_places, bytemuck::cast_slice(&batch.first_places))?;
         if let Some(answers) = &self.answers {
             write(answers.labels, bytemuck::cast_slice(&batch.labels))?;
@@ -189,7 +190,8 @@ fn token_index(tape: &mut Tape) -> TokenIndex {
         types: tape.input("types", DType::U32, Rows::Tokens, 1),
         places: tape.input("places", DType::U32, Rows::Tokens, 1),
         order: tape.input("order", DType::U32, Rows::Tokens, 1),
-        starts: tape.input("starts", DType::U32, Rows::SequenceStarts, 1),
+        starts: tape.input("starts", DType::U32, Rows::Sequences, 1),
+        ends: tape.input("ends", DType::U32, Rows::Sequences, 1),
         first_places: tape.input("first_places", DType::U32, Rows::Sequences, 1),
     }
 }

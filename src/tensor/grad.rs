@@ -100,12 +100,12 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
                 tape.ops.push(Op::LinearInputGrad { d_out, weight, d_x });
             }
         }
-        Op::Attention { qkv, starts, heads, dropout, context, log_sum_exp } => {
+        Op::Attention { qkv, index, heads, dropout, context, log_sum_exp } => {
             let Some(d_context) = gradients.get(context) else { return };
             gradients.store_then_add(tape, qkv, |tape, d_qkv| {
                 tape.ops.push(Op::AttentionGrad {
                     qkv,
-                    starts,
+                    index,
                     heads,
                     dropout,
                     log_sum_exp,
@@ -190,9 +190,9 @@ mod tests {
         let mut input = |name, rows| tape.input(name, DType::U32, rows, 1);
         let [ids, types, places, order] =
             ["ids", "types", "places", "order"].map(|name| input(name, Rows::Tokens));
-        let starts = input("starts", Rows::SequenceStarts);
-        let first_places = input("first_places", Rows::Sequences);
-        let index = TokenIndex { ids, types, places, order, starts, first_places };
+        let [starts, ends, first_places] =
+            ["starts", "ends", "first_places"].map(|name| input(name, Rows::Sequences));
+        let index = TokenIndex { ids, types, places, order, starts, ends, first_places };
         let tables = [("word", 0, 9), ("position", 36, 6), ("type", 60, 2)]
             .map(|(name, offset, rows)| tape.parameter(name, offset, rows, 4));
         (tape.embedding(index, tables[0], tables[1], tables[2]), index)

@@ -76,8 +76,10 @@ pub struct TokenIndex {
     pub places: Var,
     /// Token rows sorted by id, u32 `[tokens, 1]`: the embedding's gradient sums each id's rows in order.
     pub order: Var,
-    /// First token row of each sequence and the end of the last, u32 `[sequences+1, 1]`.
+    /// First token row of each sequence, u32 `[sequences, 1]`.
     pub starts: Var,
+    /// The row after the last of each sequence, u32 `[sequences, 1]`. Rows between sequences are dead.
+    pub ends: Var,
     /// The place of each sequence's first token, u32 `[sequences, 1]`: the keys of rows that [`Op::Gather`] took.
     pub first_places: Var,
 }
@@ -120,8 +122,8 @@ pub enum Op {
     Attention {
         /// Queries, keys and values side by side, `[tokens, 3 * hidden]`.
         qkv: Var,
-        /// `[sequences+1, 1]`
-        starts: Var,
+        /// Which rows make a sequence. The context of dead rows is zero.
+        index: TokenIndex,
         /// The number of heads; `hidden / heads` is the head size.
         heads: usize,
         /// On the attention probabilities.
@@ -267,8 +269,8 @@ pub enum Op {
     AttentionGrad {
         /// `[tokens, 3 * hidden]`
         qkv: Var,
-        /// `[sequences+1, 1]`
-        starts: Var,
+        /// As in the forward pass.
+        index: TokenIndex,
         /// As in the forward pass.
         heads: usize,
         /// As in the forward pass.
@@ -395,8 +397,10 @@ impl Op {
         use Access::{Add, Read, Write};
         let sink = |sink: &Sink| (if sink.add { Add } else { Write }, sink.var);
         let index = |index: &TokenIndex| {
-            [index.ids, index.types, index.places, index.order, index.starts].map(|var| (Read, var)).to_vec()
+            let TokenIndex { ids, types, places, order, starts, ends, first_places: _ } = *index;
+            [ids, types, places, order, starts, ends].map(|var| (Read, var)).to_vec()
         };
+        let rows = |index: &TokenIndex| [index.places, index.starts, index.ends].map(|var| (Read, var));
         match self {
             Op::Embedding { index: i, word, position, token_type, out } => {
                 let mut list = index(i);
@@ -409,8 +413,11 @@ impl Op {
                 list.push((Write, *out));
                 list
             }
-            Op::Attention { qkv, starts, heads: _, dropout: _, context, log_sum_exp } => {
-                vec![(Read, *qkv), (Read, *starts), (Write, *context), (Write, *log_sum_exp)]
+            Op::Attention { qkv, index, heads: _, dropout: _, context, log_sum_exp } => {
+                let mut list = vec![(Read, *qkv)];
+                list.extend(rows(index));
+                list.extend([(Write, *context), (Write, *log_sum_exp)]);
+                list
             }
             Op::AddNorm {
                 x,
@@ -462,8 +469,11 @@ impl Op {
             Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
                 vec![(Read, *d_out), (Read, *x), sink(d_weight), sink(d_bias)]
             }
-            Op::AttentionGrad { qkv, starts, heads: _, dropout: _, log_sum_exp, d_context, d_qkv } => {
-                vec![(Read, *qkv), (Read, *starts), (Read, *log_sum_exp), (Read, *d_context), (Write, *d_qkv)]
+            Op::AttentionGrad { qkv, index, heads: _, dropout: _, log_sum_exp, d_context, d_qkv } => {
+                let mut list = vec![(Read, *qkv)];
+                list.extend(rows(index));
+                list.extend([(Read, *log_sum_exp), (Read, *d_context), (Write, *d_qkv)]);
+                list
             }
             Op::AddNormGrad {
                 d_y,

@@ -27,25 +27,25 @@ pub enum Space {
     SecondMoment,
 }
 
-/// A range of four-byte elements of a buffer.
+/// A range of four-byte words of a buffer: that many elements, or twice as many where they are bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Which buffer.
     pub space: Space,
-    /// First element.
+    /// First word.
     pub offset: usize,
-    /// The number of elements.
+    /// The number of words.
     pub len: usize,
 }
 
 impl Span {
-    /// The elements as a range of the buffer.
+    /// The words as a range of the buffer.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len
     }
 }
 
-/// Places start at multiples of this many elements: one cache line.
+/// Places start at multiples of this many words: one cache line.
 const ALIGNMENT: usize = 16;
 
 /// A planned computation: steps in order, a place for every value, and its bytes known before it runs.
@@ -88,12 +88,22 @@ impl Program {
         self.values[var.index()].shape
     }
 
+    /// The kind of element of a value.
+    pub fn dtype(&self, var: Var) -> DType {
+        self.values[var.index()].dtype
+    }
+
+    /// Whether a value is a parameter's.
+    pub fn origin(&self, var: Var) -> Origin {
+        self.values[var.index()].origin
+    }
+
     /// The largest batch that the program has room for.
     pub fn capacity(&self) -> &Extents {
         &self.capacity
     }
 
-    /// The number of elements of the arena; four bytes each.
+    /// The number of words of the arena; four bytes each.
     pub fn arena_len(&self) -> usize {
         self.arena_len
     }
@@ -102,10 +112,10 @@ impl Program {
     pub fn span(&self, var: Var, extents: &Extents) -> Span {
         let value = &self.values[var.index()];
         let place = self.spans[var.index()].unwrap_or_else(|| panic!("no step touches {}", value.name));
-        let span = Span { len: value.shape.len(extents), ..place };
+        let span = Span { len: value.words(extents), ..place };
         assert!(
             span.len <= place.len,
-            "{} {} of {extents:?} exceeds the plan's {} elements",
+            "{} {} of {extents:?} exceeds the plan's {} words",
             value.name,
             value.shape,
             place.len
@@ -136,7 +146,7 @@ impl Program {
         let lives = lives(&values, &ops, outputs);
         let mut spans = vec![None; values.len()];
         for (index, value) in values.iter().enumerate() {
-            let fixed = |space, offset| Some(Span { space, offset, len: value.shape.len(&capacity) });
+            let fixed = |space, offset| Some(Span { space, offset, len: value.words(&capacity) });
             spans[index] = match value.origin {
                 _ if lives[index].is_none() => None,
                 Origin::Parameter(offset) => fixed(Space::Parameters, offset),
@@ -147,7 +157,7 @@ impl Program {
         let blocks: Vec<Block> = (0..values.len())
             .filter(|&index| matches!(values[index].origin, Origin::Input | Origin::Computed))
             .filter_map(|index| {
-                let len = values[index].shape.len(&capacity);
+                let len = values[index].words(&capacity);
                 lives[index].clone().map(|life| Block { index, len, life })
             })
             .collect();
@@ -212,7 +222,7 @@ impl fmt::Display for Program {
     }
 }
 
-/// A value to be placed: its number, its size in elements, and the steps during which it lives.
+/// A value to be placed: its number, its size in words, and the steps during which it lives.
 struct Block {
     index: usize,
     len: usize,
@@ -246,7 +256,7 @@ fn lives(values: &[Value], ops: &[Op], outputs: &[Var]) -> Vec<Option<Range<usiz
         life.unwrap_or_else(|| panic!("output {} is never computed", values[output.index()].name)).end =
             ops.len() + 1;
     }
-    debug_assert!(values.iter().all(|v| v.dtype == DType::F32 || v.origin == Origin::Input));
+    debug_assert!(values.iter().all(|v| v.dtype != DType::U32 || v.origin == Origin::Input));
     lives
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// How many tokens, sequences and groups a batch holds, or a program has room for.
+/// How many rows of tokens, sequences and groups a batch holds, or a program has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extents {
-    /// Packed tokens, special ones included.
+    /// Rows of packed tokens, special ones included, and dead ones where a backend aligns sequences.
     pub tokens: usize,
     /// Sequences: one for each text or pair.
     pub sequences: usize,
@@ -43,8 +43,6 @@ pub enum Rows {
     Tokens,
     /// One a sequence.
     Sequences,
-    /// One a sequence and one more: where each sequence starts, and the end of the last.
-    SequenceStarts,
     /// One a group.
     Groups,
     /// One a group and one more: the first sequence of each group, and the end of the last.
@@ -58,7 +56,6 @@ impl Rows {
             Rows::Fixed(rows) => rows,
             Rows::Tokens => extents.tokens,
             Rows::Sequences => extents.sequences,
-            Rows::SequenceStarts => extents.sequences + 1,
             Rows::Groups => extents.groups,
             Rows::GroupStarts => extents.groups + 1,
         }
@@ -71,7 +68,6 @@ impl fmt::Display for Rows {
             Rows::Fixed(rows) => write!(f, "{rows}"),
             Rows::Tokens => f.write_str("tokens"),
             Rows::Sequences => f.write_str("sequences"),
-            Rows::SequenceStarts => f.write_str("sequences+1"),
             Rows::Groups => f.write_str("groups"),
             Rows::GroupStarts => f.write_str("groups+1"),
         }
@@ -105,19 +101,32 @@ impl fmt::Display for Shape {
     }
 }
 
-/// What an element is. Both kinds take four bytes.
+/// What an element is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// A 32-bit float.
     F32,
+    /// The upper half of a 32-bit float.
+    Bf16,
     /// A 32-bit index, label or place.
     U32,
+}
+
+impl DType {
+    /// How many four-byte words `elements` of them take.
+    pub fn words(self, elements: usize) -> usize {
+        match self {
+            DType::F32 | DType::U32 => elements,
+            DType::Bf16 => elements.div_ceil(2),
+        }
+    }
 }
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             DType::F32 => "f32",
+            DType::Bf16 => "bf16",
             DType::U32 => "u32",
         })
     }

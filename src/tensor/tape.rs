@@ -3,7 +3,7 @@
 //! The order of recording is the topological order, so nothing is ever sorted.
 
 use super::op::{Activation, Dropout, Op, TokenIndex, Var};
-use super::shape::{DType, Rows, Shape};
+use super::shape::{DType, Extents, Rows, Shape};
 
 /// What a recorded computation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,13 @@ pub struct Value {
     pub dtype: DType,
     /// Where it comes from.
     pub origin: Origin,
+}
+
+impl Value {
+    /// The four-byte words that it takes in a batch of `extents`.
+    pub fn words(&self, extents: &Extents) -> usize {
+        self.dtype.words(self.shape.len(extents))
+    }
 }
 
 /// A recorded computation: operations in order over numbered values.
@@ -88,8 +95,9 @@ impl Tape {
         for var in [index.ids, index.types, index.places, index.order] {
             self.expect(var, DType::U32, Shape::new(Rows::Tokens, 1));
         }
-        self.expect(index.starts, DType::U32, Shape::new(Rows::SequenceStarts, 1));
-        self.expect(index.first_places, DType::U32, Shape::new(Rows::Sequences, 1));
+        for var in [index.starts, index.ends, index.first_places] {
+            self.expect(var, DType::U32, Shape::new(Rows::Sequences, 1));
+        }
         let out = self.computed("embedding", Shape::new(Rows::Tokens, hidden));
         self.ops.push(Op::Embedding { index, word, position, token_type, out });
         out
@@ -110,16 +118,19 @@ impl Tape {
     }
 
     /// [`Op::Attention`]: `[tokens, 3 * hidden]` to `[tokens, hidden]`.
-    pub fn attention(&mut self, qkv: Var, starts: Var, heads: usize, dropout: Dropout) -> Var {
+    pub fn attention(&mut self, qkv: Var, index: TokenIndex, heads: usize, dropout: Dropout) -> Var {
         let shape = self.shape(qkv);
         assert!(
             heads > 0 && shape.cols.is_multiple_of(3 * heads),
             "attention: {shape} does not split into q, k, v of {heads} heads"
         );
-        self.expect(starts, DType::U32, Shape::new(Rows::SequenceStarts, 1));
+        self.expect(index.places, DType::U32, Shape::new(Rows::Tokens, 1));
+        for var in [index.starts, index.ends] {
+            self.expect(var, DType::U32, Shape::new(Rows::Sequences, 1));
+        }
         let context = self.computed("context", Shape::new(Rows::Tokens, shape.cols / 3));
         let log_sum_exp = self.computed("log_sum_exp", Shape::new(Rows::Tokens, heads));
-        self.ops.push(Op::Attention { qkv, starts, heads, dropout, context, log_sum_exp });
+        self.ops.push(Op::Attention { qkv, index, heads, dropout, context, log_sum_exp });
         context
     }
 
@@ -178,7 +189,7 @@ impl Tape {
     pub fn gather_first(&mut self, x: Var, starts: Var) -> Var {
         let shape = self.shape(x);
         assert_eq!(shape.rows, Rows::Tokens, "gather_first: {shape} has no token rows");
-        self.expect(starts, DType::U32, Shape::new(Rows::SequenceStarts, 1));
+        self.expect(starts, DType::U32, Shape::new(Rows::Sequences, 1));
         let out = self.computed("gathered", Shape::new(Rows::Sequences, shape.cols));
         self.ops.push(Op::Gather { x, rows: starts, out });
         out

@@ -102,13 +102,14 @@ impl Run<'_> {
                 }
                 self.values.insert(out, after);
             }
-            Op::Attention { qkv, starts, heads, dropout, context, log_sum_exp } => {
+            Op::Attention { qkv, index, heads, dropout, context, log_sum_exp } => {
                 let (tokens, hidden) = self.shape(context);
                 let (qkv, size) = (self.get(qkv), hidden / heads);
-                let starts = self.indices(starts).to_vec();
+                let bounds = self.indices(index.starts).iter().zip(self.indices(index.ends));
+                let bounds: Vec<(usize, usize)> = bounds.map(|(s, e)| (*s as usize, *e as usize)).collect();
                 let (mut out, mut denominators) = (vec![0.0; tokens * hidden], vec![0.0; tokens * heads]);
-                for (sequence, bounds) in starts.windows(2).enumerate() {
-                    let tokens = bounds[0] as usize..bounds[1] as usize;
+                for (sequence, (start, end)) in bounds.into_iter().enumerate() {
+                    let tokens = start..end;
                     for head in 0..heads {
                         let at = |part: usize, token: usize, i: usize| {
                             qkv[token * 3 * hidden + part * hidden + head * size + i]

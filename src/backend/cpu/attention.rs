@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::bounds::Bounds;
 use super::gemm::{Form, Matrix, MatrixMut, gemm_serial, serial_scratch};
 use super::isa::Isa;
 use super::math;
@@ -20,9 +21,9 @@ use crate::tensor::Dropout;
 
 /// Attends within each sequence: `context = dropout(softmax(q kᵀ / sqrt(head_size))) v`, head by head.
 ///
-/// `qkv` is `[tokens, 3 * hidden]`, queries, keys and values side by side; `starts` `[sequences + 1]` says where in
-/// the tokens each sequence begins. Writes `context` `[tokens, hidden]` and `log_sum_exp` `[tokens, heads]`, the
-/// logarithm of each softmax's denominator. The probability of query `i` for key `j` of sequence `s` is dropped by
+/// `qkv` is `[tokens, 3 * hidden]`, queries, keys and values side by side; `bounds` says which tokens make a sequence.
+/// Writes `context` `[tokens, hidden]` and `log_sum_exp` `[tokens, heads]`, the logarithm of each softmax's
+/// denominator; both are zero for tokens of no sequence. The probability of query `i` for key `j` of sequence `s` is dropped by
 /// draw `j` of the row with key `s << 16 | i`.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
@@ -32,13 +33,17 @@ pub fn forward(
     dropout: Dropout,
     heads: usize,
     qkv: &[f32],
-    starts: &[u32],
+    bounds: Bounds,
     context: &mut [f32],
     log_sum_exp: &mut [f32],
 ) {
-    let input = Input::new(isa, stream, dropout, heads, qkv, starts);
+    let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
     input.assert_length("context", context.len(), input.hidden);
     input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
+    if input.has_dead_rows() {
+        context.fill(0.0);
+        log_sum_exp.fill(0.0);
+    }
     let (context, log_sum_exp) = (SharedMut::new(context), SharedMut::new(log_sum_exp));
     input.for_each_head(|head| {
         scratch.with(head.scratch_floats(), |scratch| head.forward(scratch, context, log_sum_exp));
@@ -55,15 +60,18 @@ pub fn backward(
     dropout: Dropout,
     heads: usize,
     qkv: &[f32],
-    starts: &[u32],
+    bounds: Bounds,
     log_sum_exp: &[f32],
     d_context: &[f32],
     d_qkv: &mut [f32],
 ) {
-    let input = Input::new(isa, stream, dropout, heads, qkv, starts);
+    let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
     input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
     input.assert_length("d_context", d_context.len(), input.hidden);
     input.assert_length("d_qkv", d_qkv.len(), 3 * input.hidden);
+    if input.has_dead_rows() {
+        d_qkv.fill(0.0);
+    }
     let d_qkv = SharedMut::new(d_qkv);
     input.for_each_head(|head| {
         scratch.with(head.scratch_floats(), |scratch| head.backward(scratch, log_sum_exp, d_context, d_qkv));
@@ -92,7 +100,7 @@ struct Input<'a> {
     dropout: Dropout,
     heads: usize,
     qkv: &'a [f32],
-    starts: &'a [u32],
+    bounds: Bounds<'a>,
     tokens: usize,
     hidden: usize,
 }
@@ -104,24 +112,28 @@ impl<'a> Input<'a> {
         dropout: Dropout,
         heads: usize,
         qkv: &'a [f32],
-        starts: &'a [u32],
+        bounds: Bounds<'a>,
+        log_sums: usize,
     ) -> Self {
-        let tokens = starts.last().map_or(0, |&end| end as usize);
+        let tokens = log_sums / heads;
         let hidden = qkv.len() / (3 * tokens.max(1));
         assert_eq!(qkv.len(), 3 * tokens * hidden, "qkv of {tokens} tokens");
         assert!(hidden.is_multiple_of(heads), "{heads} heads do not divide hidden size {hidden}");
-        Self { isa, stream, dropout, heads, qkv, starts, tokens, hidden }
+        Self { isa, stream, dropout, heads, qkv, bounds, tokens, hidden }
     }
 
     fn assert_length(&self, name: &str, length: usize, cols: usize) {
         assert_eq!(length, self.tokens * cols, "{name} [{}, {cols}]", self.tokens);
     }
 
+    fn has_dead_rows(&self) -> bool {
+        self.bounds.iter().map(|rows| rows.len()).sum::<usize>() < self.tokens
+    }
+
     fn for_each_head(&self, work: impl Fn(Head) + Sync) {
-        let sequences = self.starts.len().saturating_sub(1);
-        (0..sequences * self.heads).into_par_iter().with_max_len(1).for_each(|task| {
+        (0..self.bounds.count() * self.heads).into_par_iter().with_max_len(1).for_each(|task| {
             let (sequence, index) = (task / self.heads, task % self.heads);
-            let tokens = self.starts[sequence] as usize..self.starts[sequence + 1] as usize;
+            let tokens = self.bounds.rows(sequence);
             if !tokens.is_empty() {
                 work(Head { input: self, sequence, index, tokens, size: self.hidden / self.heads });
             }
@@ -398,15 +410,15 @@ mod tests {
     /// Attention spelt out: the context and the logarithms of the denominators.
     fn exact(
         qkv: &[f64],
-        starts: &[u32],
+        bounds: Bounds,
         heads: usize,
         hidden: usize,
         dropout: Dropout,
     ) -> (Vec<f64>, Vec<f64>) {
         let (tokens, size) = (qkv.len() / (3 * hidden), hidden / heads);
         let (mut context, mut log_sum_exp) = (vec![0.0; tokens * hidden], vec![0.0; tokens * heads]);
-        for (sequence, bounds) in starts.windows(2).enumerate() {
-            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
+        for (sequence, rows) in bounds.iter().enumerate() {
+            let Range { start, end } = rows;
             for head in 0..heads {
                 let part = |token: usize, third: usize| {
                     &qkv[token * 3 * hidden + third * hidden + head * size..][..size]
@@ -435,12 +447,29 @@ mod tests {
         (context, log_sum_exp)
     }
 
-    fn starts(lengths: &[u32]) -> Vec<u32> {
-        let ends = lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end)
-        });
-        std::iter::once(0).chain(ends).collect()
+    /// Starts and ends of sequences that follow one another.
+    struct Packed {
+        starts: Vec<u32>,
+        ends: Vec<u32>,
+    }
+
+    impl Packed {
+        fn new(lengths: &[u32]) -> Self {
+            let ends = lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            });
+            let ends: Vec<u32> = ends.collect();
+            Self { starts: ends.iter().zip(lengths).map(|(end, length)| end - length).collect(), ends }
+        }
+
+        fn bounds(&self) -> Bounds<'_> {
+            Bounds { starts: &self.starts, ends: &self.ends }
+        }
+
+        fn tokens(&self) -> usize {
+            self.ends.last().map_or(0, |&end| end as usize)
+        }
     }
 
     /// Numbers large enough that the softmax is neither flat nor a single key.
@@ -449,27 +478,32 @@ mod tests {
     }
 
     /// What [`forward`] writes, the context first.
-    fn forward_values(isa: Isa, qkv: &[f32], starts: &[u32], heads: usize, dropout: Dropout) -> Vec<f32> {
-        let tokens = starts[starts.len() - 1] as usize;
+    fn forward_values(
+        isa: Isa,
+        qkv: &[f32],
+        tokens: usize,
+        bounds: Bounds,
+        heads: usize,
+        dropout: Dropout,
+    ) -> Vec<f32> {
         let (mut context, mut log_sum_exp) = (vec![f32::NAN; qkv.len() / 3], vec![f32::NAN; tokens * heads]);
         let scratch = Scratch::new(rayon::current_num_threads());
-        forward(isa, &scratch, STREAM, dropout, heads, qkv, starts, &mut context, &mut log_sum_exp);
+        forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, &mut context, &mut log_sum_exp);
         context.extend(log_sum_exp);
         context
     }
 
     #[test]
     fn the_context_is_that_of_the_definition() {
-        let starts = starts(&[1, 7, 0, 16, 17, 70, 130]);
-        let tokens = starts[starts.len() - 1] as usize;
+        let packed = Packed::new(&[1, 7, 0, 16, 17, 70, 130]);
+        let (tokens, bounds) = (packed.tokens(), packed.bounds());
         for (heads, size) in [(2, 8), (3, 10), (1, 32), (2, 64)] {
             for dropout in [OFF, Dropout::new(0.3, 2)] {
                 let qkv = inputs(1, 3 * tokens * heads * size);
-                let (mut expected, log_sum_exp) =
-                    exact(&doubles(&qkv), &starts, heads, heads * size, dropout);
+                let (mut expected, log_sum_exp) = exact(&doubles(&qkv), bounds, heads, heads * size, dropout);
                 expected.extend(log_sum_exp);
                 same_on_any_threads(
-                    |isa| forward_values(isa, &qkv, &starts, heads, dropout),
+                    |isa| forward_values(isa, &qkv, tokens, bounds, heads, dropout),
                     |values| assert_close(values, expected.iter().copied(), 5e-6),
                 );
             }
@@ -480,18 +514,18 @@ mod tests {
     fn the_gradient_is_that_of_the_definition() {
         for (heads, size, lengths) in [(2, 5, &[1, 9, 0, 16][..]), (1, 8, &[3, 70]), (1, 4, &[130])] {
             for dropout in [OFF, Dropout::new(0.3, 2)] {
-                let starts = starts(lengths);
-                let (tokens, hidden) = (starts[starts.len() - 1] as usize, heads * size);
+                let packed = Packed::new(lengths);
+                let (tokens, bounds, hidden) = (packed.tokens(), packed.bounds(), heads * size);
                 let qkv = inputs(1, 3 * tokens * hidden);
                 let d_context = numbers(2, tokens * hidden);
                 let loss = |qkv: &[f64]| {
-                    let (context, _) = exact(qkv, &starts, heads, hidden, dropout);
+                    let (context, _) = exact(qkv, bounds, heads, hidden, dropout);
                     context.iter().zip(&d_context).map(|(c, d)| c * f64::from(*d)).sum()
                 };
                 let expected = difference_quotients(&qkv, loss);
                 same_on_any_threads(
                     |isa| {
-                        let forward = forward_values(isa, &qkv, &starts, heads, dropout);
+                        let forward = forward_values(isa, &qkv, tokens, bounds, heads, dropout);
                         let mut d_qkv = vec![f32::NAN; qkv.len()];
                         let scratch = Scratch::new(rayon::current_num_threads());
                         let log_sum_exp = &forward[tokens * hidden..];
@@ -502,7 +536,7 @@ mod tests {
                             dropout,
                             heads,
                             &qkv,
-                            &starts,
+                            bounds,
                             log_sum_exp,
                             &d_context,
                             &mut d_qkv,
@@ -517,12 +551,12 @@ mod tests {
 
     #[test]
     fn large_scores_do_not_overflow() {
-        let starts = starts(&[20]);
+        let packed = Packed::new(&[20]);
         let qkv: Vec<f32> = numbers(1, 3 * 20 * 8).iter().map(|x| 30.0 * x).collect();
-        let (mut expected, log_sum_exp) = exact(&doubles(&qkv), &starts, 1, 8, OFF);
+        let (mut expected, log_sum_exp) = exact(&doubles(&qkv), packed.bounds(), 1, 8, OFF);
         expected.extend(log_sum_exp);
         for &isa in Isa::available() {
-            let values = forward_values(isa, &qkv, &starts, 1, OFF);
+            let values = forward_values(isa, &qkv, 20, packed.bounds(), 1, OFF);
             // Scores of up to 2500 carry an absolute error of some 2e-4, which is the relative error of exp.
             assert_close(&values, expected.iter().copied(), 1e-3);
         }
@@ -532,9 +566,33 @@ mod tests {
     fn a_sequence_alone_has_the_bits_it_has_in_a_batch() {
         let hidden = 64;
         let qkv = inputs(1, 3 * (40 + 90 + 3) * hidden);
-        let batch = forward_values(Isa::detect(), &qkv, &starts(&[40, 90, 3]), 2, OFF);
+        let batch = forward_values(Isa::detect(), &qkv, 133, Packed::new(&[40, 90, 3]).bounds(), 2, OFF);
         let alone = &qkv[40 * 3 * hidden..][..90 * 3 * hidden];
-        let alone = forward_values(Isa::detect(), alone, &starts(&[90]), 2, OFF);
+        let alone = forward_values(Isa::detect(), alone, 90, Packed::new(&[90]).bounds(), 2, OFF);
         assert_eq!(alone[..90 * hidden], batch[40 * hidden..][..90 * hidden]);
+    }
+
+    /// Sequences in any order of rows, with rows of none before, between and after them.
+    #[test]
+    fn rows_of_no_sequence_are_zero_and_change_nothing() {
+        let (isa, hidden) = (Isa::detect(), 16);
+        let scratch = Scratch::new(rayon::current_num_threads());
+        let qkv = inputs(1, 3 * 40 * hidden);
+        let d_context = numbers(2, 40 * hidden);
+        let both = Bounds { starts: &[21, 3], ends: &[33, 18] };
+        let values = forward_values(isa, &qkv, 40, both, 2, OFF);
+        let mut d_qkv = vec![f32::NAN; qkv.len()];
+        let log_sums = &values[40 * hidden..];
+        backward(isa, &scratch, STREAM, OFF, 2, &qkv, both, log_sums, &d_context, &mut d_qkv);
+        for row in (0..40).filter(|row| !both.iter().any(|rows| rows.contains(row))) {
+            assert_eq!(values[row * hidden..][..hidden], [0.0; 16], "context of row {row}");
+            assert_eq!(d_qkv[row * 3 * hidden..][..3 * hidden], [0.0; 48], "gradient of row {row}");
+        }
+        for rows in both.iter() {
+            let alone = &qkv[rows.start * 3 * hidden..rows.end * 3 * hidden];
+            let packed = Packed::new(&[rows.len() as u32]);
+            let alone = forward_values(isa, alone, rows.len(), packed.bounds(), 2, OFF);
+            assert_eq!(alone[..rows.len() * hidden], values[rows.start * hidden..rows.end * hidden]);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::blocks::{SinkMut, rows_per_block};
+use super::bounds::Bounds;
 use super::isa::Isa;
 use super::simd::multiversion;
 use super::sums::{COLUMNS, sum_rows};
@@ -18,8 +19,8 @@ pub struct Tokens<'a> {
     pub places: &'a [u32],
     /// Token rows sorted by id, then by row, `[tokens]`.
     pub order: &'a [u32],
-    /// First token row of each sequence and the end of the last, `[sequences + 1]`.
-    pub starts: &'a [u32],
+    /// The rows of each sequence.
+    pub bounds: Bounds<'a>,
 }
 
 impl Tokens<'_> {
@@ -82,7 +83,7 @@ pub fn embed_gradient(
         .for_each(|(i, values)| word_block(isa, tokens, cols, d_out, i * WORDS, SinkMut { values, add }));
     let add = d_position.add;
     d_position.values.par_chunks_mut(cols).enumerate().for_each(|(position, values)| {
-        position_row(isa, tokens.starts, cols, d_out, position, SinkMut { values, add })
+        position_row(isa, tokens.bounds, cols, d_out, position, SinkMut { values, add })
     });
     let add = d_token_type.add;
     for (kind, values) in d_token_type.values.chunks_exact_mut(cols).enumerate() {
@@ -115,10 +116,10 @@ multiversion! {
 }
 
 multiversion! {
-    fn position_row<FMA>(starts: &[u32], cols: usize, d_out: &[f32], position: usize, out: SinkMut) {
-        let rows = starts.windows(2).filter_map(|ends| {
-            let row = ends[0] as usize + position;
-            (row < ends[1] as usize).then_some(row)
+    fn position_row<FMA>(bounds: Bounds, cols: usize, d_out: &[f32], position: usize, out: SinkMut) {
+        let rows = bounds.iter().filter_map(|rows| {
+            let row = rows.start + position;
+            (row < rows.end).then_some(row)
         });
         sum_whole_rows(d_out, cols, rows, out);
     }
@@ -161,20 +162,28 @@ mod tests {
         places: Vec<u32>,
         order: Vec<u32>,
         starts: Vec<u32>,
+        ends: Vec<u32>,
     }
 
     impl Batch {
         fn new(lengths: &[u32]) -> Self {
-            let mut batch =
-                Self { ids: vec![], types: vec![], places: vec![], order: vec![], starts: vec![0] };
+            let mut batch = Self {
+                ids: vec![],
+                types: vec![],
+                places: vec![],
+                order: vec![],
+                starts: vec![],
+                ends: vec![],
+            };
             for (sequence, length) in lengths.iter().enumerate() {
+                batch.starts.push(batch.ids.len() as u32);
                 for position in 0..*length {
                     let n = batch.ids.len() as u32;
                     batch.ids.push(if n.is_multiple_of(3) { n * 31 % WORDS as u32 } else { 5 });
                     batch.types.push(u32::from(position > length / 2));
                     batch.places.push((sequence as u32) << 16 | position);
                 }
-                batch.starts.push(batch.ids.len() as u32);
+                batch.ends.push(batch.ids.len() as u32);
             }
             batch.order = (0..batch.ids.len() as u32).collect();
             batch.order.sort_by_key(|row| batch.ids[*row as usize]);
@@ -187,7 +196,7 @@ mod tests {
                 types: &self.types,
                 places: &self.places,
                 order: &self.order,
-                starts: &self.starts,
+                bounds: Bounds { starts: &self.starts, ends: &self.ends },
             }
         }
     }

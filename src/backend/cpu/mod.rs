@@ -8,7 +8,7 @@
 //! | [`embedding`], [`gather`] | rows of tables, and the sums of gradients into them |
 //! | [`loss`], [`update`] | the ends of a step: losses, and clip, moments and parameters in one pass |
 //! | [`math`], [`philox`] | exponentials and draws as plain loops |
-//! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`sums`] | how one kernel serves each instruction set and any thread count |
+//! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`bounds`], [`sums`] | how one kernel serves each instruction set and any thread count |
 //!
 //! A step allocates nothing: what kernels need beyond their operands is the workspace, which the first run of a
 //! program grows to what its largest batch takes. Work is cut into blocks whose size does not depend on the
@@ -18,6 +18,7 @@
 pub mod activation;
 pub mod attention;
 mod blocks;
+pub mod bounds;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;

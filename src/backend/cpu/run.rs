@@ -3,6 +3,7 @@
 use super::activation::{activate, activate_gradient, activate_in_place};
 use super::attention;
 use super::blocks::SinkMut;
+use super::bounds::Bounds;
 use super::dropout::{RowDropout, drop_rows};
 use super::elementwise::{accumulate, fill};
 use super::embedding::{Tokens, embed, embed_gradient};
@@ -50,14 +51,14 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                 }
             }
         }
-        Op::Attention { qkv, starts, heads, dropout, context, log_sum_exp } => attention::forward(
+        Op::Attention { qkv, index, heads, dropout, context, log_sum_exp } => attention::forward(
             isa,
             workspace.scratch(),
             stream,
             dropout,
             heads,
             get(qkv),
-            values.indices(starts),
+            values.bounds(&index),
             values.get_mut(context),
             values.get_mut(log_sum_exp),
         ),
@@ -107,7 +108,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             gemm(isa, workspace, Form::TN, a, b, c, store_or_add(d_weight));
             column_sums(isa, get(d_out), sink(d_bias));
         }
-        Op::AttentionGrad { qkv, starts, heads, dropout, log_sum_exp, d_context, d_qkv } => {
+        Op::AttentionGrad { qkv, index, heads, dropout, log_sum_exp, d_context, d_qkv } => {
             attention::backward(
                 isa,
                 workspace.scratch(),
@@ -115,7 +116,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                 dropout,
                 heads,
                 get(qkv),
-                values.indices(starts),
+                values.bounds(&index),
                 get(log_sum_exp),
                 get(d_context),
                 values.get_mut(d_qkv),
@@ -254,7 +255,11 @@ impl<'a> Values<'a> {
             types: self.indices(index.types),
             places: self.indices(index.places),
             order: self.indices(index.order),
-            starts: self.indices(index.starts),
+            bounds: self.bounds(index),
         }
+    }
+
+    fn bounds(&self, index: &TokenIndex) -> Bounds<'a> {
+        Bounds { starts: self.indices(index.starts), ends: self.indices(index.ends) }
     }
 }

@@ -1,0 +1,5 @@
+//! The CUDA backend.
+//!
+//! What each operation launches is plain data ([`launch`]), made without a device.
+
+pub mod launch;
