@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use common::{Numbers, forward};
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
-use mtdnn_raw::data::{Batch, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::data::{Batch, MetricKind, Packing, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, extents};
 use mtdnn_raw::tensor::{
     Activation, DType, Extents, Mode, Program, Rows, Space, Span, Tape, TokenIndex, Var,
@@ -342,6 +342,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
         task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
     ];
     let batch = Batch {
+        packing: Packing::default(),
         task: 0,
         ids: vec![3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0],
         types: vec![0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1],

@@ -7,7 +7,7 @@ mod optimizer;
 
 pub use optimizer::{Group, Optimizer, Rule};
 
-use crate::tensor::{Extents, Program, Span};
+use crate::tensor::{Extents, Precision, Program, Span};
 
 /// How many elements each flat buffer holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub enum BackendError {
 
 /// Runs programs over flat buffers. Object-safe, and without a method per operation.
 pub trait Backend {
+    /// What programs for it are to be recorded in.
+    fn precision(&self) -> Precision;
+
+    /// Rows of a line that sequences are aligned to, so that its tiles are full; 1 where it does not matter.
+    fn line(&self) -> usize;
+
     /// Allocates every buffer, zeroed, once; the contents of buffers that keep their size are kept.
     fn reserve(&mut self, sizes: &Sizes) -> Result<(), BackendError>;
 

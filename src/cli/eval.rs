@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use mtdnn_raw::backend::Backend;
 use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
 use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
@@ -159,7 +160,9 @@ fn measure_task(
     task: usize,
     sets: &[(String, Dataset)],
 ) -> anyhow::Result<Vec<TaskResult>> {
-    let recorded = loaded.model.inference(&[task], evaluation_capacity(sets.iter().map(|(_, set)| set)));
+    let recorded = loaded
+        .model
+        .inference(&[task], evaluation_capacity(sets.iter().map(|(_, set)| set), loaded.backend.line()));
     loaded.reserve(&recorded)?;
     let spec = &loaded.model.tasks()[task];
     let mut results = Vec::new();

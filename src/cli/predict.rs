@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
+use mtdnn_raw::backend::Backend;
 use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, cache};
 use mtdnn_raw::train::evaluate::{Predictor, evaluation_capacity};
 use serde_json::{Map, Value, json};
@@ -108,7 +109,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
 
 /// Each task's logits of a set, `[sequences, outputs]`.
 fn answers(loaded: &mut Loaded, tasks: &[usize], dataset: &Dataset) -> anyhow::Result<Vec<Vec<f32>>> {
-    let recorded = loaded.model.inference(tasks, evaluation_capacity([dataset]));
+    let recorded = loaded.model.inference(tasks, evaluation_capacity([dataset], loaded.backend.line()));
     loaded.reserve(&recorded)?;
     let mut predictor = Predictor::new(&loaded.model, tasks, &recorded, &mut loaded.backend);
     Ok(predictor.logits(dataset, &|| false)?.expect("nothing stops it"))

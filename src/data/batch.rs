@@ -1,6 +1,7 @@
 //! The arrays that a step reads: a batch of one task's examples, packed without padding.
 
 use super::dataset::{Dataset, Label};
+use super::packing::Packing;
 
 /// The longest sequence and the largest number of sequences in a batch: a place has 16 bits for each.
 pub const MAX_SEQUENCE: usize = 1 << 16;
@@ -8,11 +9,13 @@ pub const MAX_SEQUENCE: usize = 1 << 16;
 /// Stands for the label of an example that has none. No class has this number, so a loss that reads it fails.
 pub const NO_LABEL: u32 = u32::MAX;
 
-/// Examples of one task, all their tokens one after another.
+/// Examples of one task. Where a backend aligns sequences, the rows between them are dead: id, type and place 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// The task's number in the run.
     pub task: usize,
+    /// How sequences are laid into rows.
+    pub packing: Packing,
     /// Token ids. [tokens]
     pub ids: Vec<u32>,
     /// 0 in the first text, 1 in the second. [tokens]
@@ -36,10 +39,16 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch that can be filled up to `capacity` without allocating.
-    pub fn with_capacity(capacity: Capacity) -> Self {
+    /// An empty batch whose sequences are aligned to lines of `line` rows; 1 packs them tightly.
+    pub fn new(line: usize) -> Self {
+        Self { packing: Packing::new(line), ..Self::default() }
+    }
+
+    /// A batch that can be filled up to `capacity`, which is for the same `line`, without allocating.
+    pub fn with_capacity(capacity: Capacity, line: usize) -> Self {
         Self {
             task: 0,
+            packing: Packing::new(line),
             ids: Vec::with_capacity(capacity.tokens),
             types: Vec::with_capacity(capacity.tokens),
             places: Vec::with_capacity(capacity.tokens),
@@ -53,7 +62,7 @@ impl Batch {
         }
     }
 
-    /// The number of token rows.
+    /// The number of token rows, dead ones included.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
@@ -75,12 +84,21 @@ impl Batch {
     pub fn fill(&mut self, dataset: &Dataset, examples: &[u32]) {
         self.clear();
         self.groups.push(0);
+        // The lengths stand where the ends will.
+        let sequences = || examples.iter().flat_map(|&example| dataset.sequences_of(example as usize));
+        self.ends.extend(sequences().map(|sequence| dataset.sequence(sequence).len() as u32));
+        assert!(self.ends.len() <= MAX_SEQUENCE, "a batch of more than {MAX_SEQUENCE} sequences");
+        let rows = self.packing.place(&self.ends, &mut self.starts);
+        for row in [&mut self.ids, &mut self.types, &mut self.places] {
+            row.resize(rows, 0);
+        }
+        for (number, sequence) in sequences().enumerate() {
+            self.put(number, dataset.sequence(sequence), dataset.second[sequence]);
+        }
         for &example in examples {
             let example = example as usize;
-            for sequence in dataset.sequences_of(example) {
-                self.push(dataset.sequence(sequence), dataset.second[sequence]);
-            }
-            self.groups.push(self.starts.len() as u32);
+            let before = self.groups[self.groups.len() - 1];
+            self.groups.push(before + dataset.sequences_of(example).len() as u32);
             let (label, target) = match dataset.labels[example] {
                 Label::Class(class) => (class, f32::NAN),
                 Label::Score(score) => (NO_LABEL, score),
@@ -108,16 +126,19 @@ impl Batch {
         self.targets.clear();
     }
 
-    fn push(&mut self, ids: &[u32], second: u32) {
-        let sequence = self.starts.len();
-        assert!(sequence < MAX_SEQUENCE, "a batch of more than {MAX_SEQUENCE} sequences");
-        let length = ids.len() as u32;
-        self.starts.push(self.ids.len() as u32);
-        self.ids.extend_from_slice(ids);
-        self.types.extend((0..length).map(|position| u32::from(position >= second)));
-        self.places.extend((0..length).map(|position| (sequence as u32) << 16 | position));
-        self.ends.push(self.ids.len() as u32);
-        self.first_places.push((sequence as u32) << 16);
+    /// Writes a sequence to its rows.
+    fn put(&mut self, sequence: usize, ids: &[u32], second: u32) {
+        let start = self.starts[sequence] as usize;
+        let rows = start..start + ids.len();
+        let first_place = (sequence as u32) << 16;
+        self.ids[rows.clone()].copy_from_slice(ids);
+        let both = self.types[rows.clone()].iter_mut().zip(&mut self.places[rows.clone()]);
+        for (position, (kind, place)) in (0u32..).zip(both) {
+            *kind = u32::from(position >= second);
+            *place = first_place | position;
+        }
+        self.ends[sequence] = rows.end as u32;
+        self.first_places.push(first_place);
     }
 }
 
@@ -133,17 +154,18 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// The least that holds any `size` examples of `dataset`: the sum of its `size` longest ones.
-    pub fn of(dataset: &Dataset, size: usize) -> Self {
+    /// What holds any `size` examples of `dataset`, its `size` longest ones, in lines of `line` rows.
+    pub fn of(dataset: &Dataset, size: usize, line: usize) -> Self {
         let sum_of_largest = |mut counts: Vec<usize>| {
             counts.sort_unstable_by(|a, b| b.cmp(a));
             counts.iter().take(size).sum()
         };
+        let tokens = sum_of_largest((0..dataset.len()).map(|example| dataset.tokens_of(example)).collect());
+        let sequences =
+            sum_of_largest((0..dataset.len()).map(|example| dataset.sequences_of(example).len()).collect());
         Self {
-            tokens: sum_of_largest((0..dataset.len()).map(|example| dataset.tokens_of(example)).collect()),
-            sequences: sum_of_largest(
-                (0..dataset.len()).map(|example| dataset.sequences_of(example).len()).collect(),
-            ),
+            tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()),
+            sequences,
             groups: size.min(dataset.len()),
         }
     }
@@ -194,6 +216,22 @@ mod tests {
     }
 
     #[test]
+    fn aligned_sequences_leave_dead_rows_between_them() {
+        let mut batch = Batch::new(8);
+        batch.fill(&dataset(), &[1, 0]);
+        let second = 1 << 16;
+        assert_eq!((&batch.starts[..], &batch.ends[..]), (&[5, 0][..], &[8, 5][..]));
+        assert_eq!(batch.ids, [2, 9, 3, 8, 3, 2, 7, 3]);
+        assert_eq!(batch.places, [second, second + 1, second + 2, second + 3, second + 4, 0, 1, 2]);
+        let mut batch = Batch::new(6);
+        batch.fill(&dataset(), &[1, 0]);
+        assert_eq!((&batch.starts[..], &batch.ends[..]), (&[6, 0][..], &[9, 5][..]));
+        assert_eq!(batch.ids, [2, 9, 3, 8, 3, 0, 2, 7, 3, 0, 0, 0]);
+        assert_eq!((batch.places[5], batch.types[5], batch.places[11]), (0, 0, 0));
+        assert_eq!(batch.order.len(), 12);
+    }
+
+    #[test]
     fn refilling_leaves_nothing_of_the_last_batch() {
         let (mut batch, mut fresh) = (Batch::default(), Batch::default());
         batch.fill(&dataset(), &[0, 1, 2]);
@@ -208,15 +246,15 @@ mod tests {
     #[test]
     fn capacity_is_the_largest_that_any_examples_need() {
         let dataset = dataset();
-        let capacity = Capacity::of(&dataset, 2);
+        let capacity = Capacity::of(&dataset, 2, 1);
         assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2 });
-        let mut batch = Batch::with_capacity(capacity);
+        let mut batch = Batch::with_capacity(capacity, 1);
         let before = batch.ids.as_ptr();
         for pair in [[0, 1], [1, 2], [2, 0]] {
             batch.fill(&dataset, &pair);
             assert!(batch.tokens() <= capacity.tokens && batch.sequences() <= capacity.sequences);
         }
         assert_eq!(batch.ids.as_ptr(), before, "the buffer moved");
-        assert_eq!(Capacity::of(&dataset, 99).groups, 3);
+        assert_eq!(Capacity::of(&dataset, 99, 1).groups, 3);
     }
 }

@@ -19,6 +19,7 @@ pub mod dataset;
 mod error;
 pub mod glue;
 
+pub mod packing;
 pub mod reader;
 mod rows;
 pub mod sample;
@@ -30,6 +31,7 @@ pub use batch::{Batch, Capacity};
 pub use custom::TaskEntry;
 pub use dataset::{Dataset, Example, Label, Text};
 pub use error::DataError;
+pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::Sampler;
 pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec};

@@ -8,7 +8,7 @@ use super::heads::{Answers, Head};
 use super::parameters::ParameterTable;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, TaskSpec};
-use crate::tensor::{DType, Extents, Mode, Program, Rows, Tape, TokenIndex, Var};
+use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
 
 /// The shape of a multi-task model; its numbers lie in a backend's parameter buffer.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub struct Model {
     heads: Vec<Option<(Head, Range<usize>)>>,
     parameters: ParameterTable,
     encoder: Range<usize>,
+    precision: Precision,
 }
 
 /// A program with the places of what a batch brings and what comes out.
@@ -53,7 +54,13 @@ impl Model {
                 (head, start..parameters.len())
             }));
         }
-        Self { bert, tasks: tasks.to_vec(), heads, parameters, encoder }
+        let precision = Precision::F32;
+        Self { bert, tasks: tasks.to_vec(), heads, parameters, encoder, precision }
+    }
+
+    /// The same model, whose programs compute in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The encoder's sizes.
@@ -85,7 +92,7 @@ impl Model {
     ///
     /// The loss is scaled by `scale`; with `accumulate` gradients add to those of earlier runs.
     pub fn training(&self, task: usize, capacity: Extents, scale: f32, accumulate: bool) -> Recorded {
-        let mut tape = Tape::new(Mode::Training);
+        let mut tape = Tape::new(Mode::Training).with_precision(self.precision);
         let index = token_index(&mut tape);
         let answers = Answers::record(&mut tape);
         let first = self.bert.encode_first(&mut tape, index);
@@ -105,7 +112,7 @@ impl Model {
 
     /// The answers of several tasks from one pass of the encoder.
     pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
-        let mut tape = Tape::new(Mode::Inference);
+        let mut tape = Tape::new(Mode::Inference).with_precision(self.precision);
         let index = token_index(&mut tape);
         let first = self.bert.encode_first(&mut tape, index);
         let pooled = self.bert.pool(&mut tape, first);
@@ -116,7 +123,7 @@ impl Model {
 
     /// Token vectors and the pooled vector; with `all_layers` every layer's token vectors.
     pub fn encoding(&self, all_layers: bool, capacity: Extents) -> Recorded {
-        let mut tape = Tape::new(Mode::Inference);
+        let mut tape = Tape::new(Mode::Inference).with_precision(self.precision);
         let index = token_index(&mut tape);
         let mut hidden_states = self.bert.encode(&mut tape, index);
         if !all_layers {

@@ -6,10 +6,12 @@
 mod grad;
 mod op;
 mod plan;
+mod precision;
 mod shape;
 mod tape;
 
 pub use op::{Access, Activation, Dropout, Op, Sink, TokenIndex, Var};
 pub use plan::{Program, Space, Span};
+pub use precision::Precision;
 pub use shape::{DType, Extents, Rows, Shape};
 pub use tape::{Mode, Origin, Tape, Value};

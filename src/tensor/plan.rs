@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::grad::differentiate;
 use super::op::{Access, Op, Var};
+use super::precision::{Precision, narrow};
 use super::shape::{DType, Extents, Shape};
 use super::tape::{Mode, Origin, Tape, Value};
 
@@ -142,7 +143,10 @@ impl Program {
     }
 
     fn plan(tape: Tape, outputs: &[Var], capacity: Extents) -> Program {
-        let Tape { mode: _, values, ops, .. } = tape;
+        let Tape { mode: _, mut values, ops, precision, .. } = tape;
+        if precision == Precision::Bf16 {
+            narrow(&mut values, &ops);
+        }
         let lives = lives(&values, &ops, outputs);
         let mut spans = vec![None; values.len()];
         for (index, value) in values.iter().enumerate() {
@@ -200,10 +204,11 @@ impl fmt::Display for Program {
                 };
                 write!(
                     f,
-                    "{separator} %{} {sign} {} {} {} bytes at {space}+{}",
+                    "{separator} %{} {sign} {} {} {}{} bytes at {space}+{}",
                     var.index(),
                     value.name,
                     value.shape,
+                    if value.dtype == DType::Bf16 { "bf16 " } else { "" },
                     span.len * 4,
                     span.offset * 4
                 )?;

@@ -3,6 +3,7 @@
 //! The order of recording is the topological order, so nothing is ever sorted.
 
 use super::op::{Activation, Dropout, Op, TokenIndex, Var};
+use super::precision::Precision;
 use super::shape::{DType, Extents, Rows, Shape};
 
 /// What a recorded computation is for.
@@ -54,12 +55,18 @@ pub struct Tape {
     pub(super) values: Vec<Value>,
     pub(super) ops: Vec<Op>,
     sites: u32,
+    pub(super) precision: Precision,
 }
 
 impl Tape {
     /// An empty tape.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, values: Vec::new(), ops: Vec::new(), sites: 0 }
+        Self { mode, values: Vec::new(), ops: Vec::new(), sites: 0, precision: Precision::F32 }
+    }
+
+    /// The same tape for programs that compute in `precision`; a tape is in f32 if nothing is said.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The shape of a value.

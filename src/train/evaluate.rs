@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics;
 use crate::backend::{Backend, BackendError, StepScalars};
 use crate::data::sampler::evaluation_batches;
-use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, TaskSpec};
+use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, Packing, TaskSpec};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::Extents;
 
@@ -47,7 +47,7 @@ impl<'a> Predictor<'a> {
         dataset: &Dataset,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<Vec<f32>>>, BackendError> {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.backend.line());
         let mut all: Vec<Vec<f32>> =
             self.outputs.iter().map(|outputs| vec![0.0; dataset.sequences() * outputs]).collect();
         let mut rows: Vec<f32> = Vec::new();
@@ -76,25 +76,25 @@ impl<'a> Predictor<'a> {
     }
 }
 
-/// The room that evaluating any of these sets needs.
-pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>) -> Extents {
+/// The room that evaluating any of these sets needs, in lines of `line` rows.
+pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line: usize) -> Extents {
     let mut capacity = Extents::default();
+    let packing = Packing::new(line);
     for dataset in sets {
         for examples in evaluation_batches(dataset, EVALUATION_TOKENS) {
             let sum = |count: &dyn Fn(usize) -> usize| examples.iter().map(|&e| count(e as usize)).sum();
-            capacity = capacity.max(&Extents {
-                tokens: sum(&|example| dataset.tokens_of(example)),
-                sequences: sum(&|example| dataset.sequences_of(example).len()),
-                groups: examples.len(),
-            });
+            let tokens = sum(&|example| dataset.tokens_of(example));
+            let sequences = sum(&|example| dataset.sequences_of(example).len());
+            let tokens = packing.most_rows(tokens, sequences, dataset.longest());
+            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len() });
         }
     }
     capacity
 }
 
-/// The room that training on batches of `batch_size` examples of a set needs.
-pub fn training_capacity(dataset: &Dataset, batch_size: usize) -> Extents {
-    let Capacity { tokens, sequences, groups } = Capacity::of(dataset, batch_size);
+/// The room that training on batches of `batch_size` examples of a set needs, in lines of `line` rows.
+pub fn training_capacity(dataset: &Dataset, batch_size: usize, line: usize) -> Extents {
+    let Capacity { tokens, sequences, groups } = Capacity::of(dataset, batch_size, line);
     Extents { tokens, sequences, groups }
 }
 

@@ -158,7 +158,7 @@ pub fn run(
     let Some(Prepared { tasks, data }) = prepare::data(config, tasks, &tokenizer, cache, monitor)? else {
         return Ok(Outcome::nothing(monitor.seconds()));
     };
-    let model = Model::new(&sizes, &tasks);
+    let model = Model::new(&sizes, &tasks).with_precision(backend.precision());
     let start = if resume { None } else { Some(initial_parameters(config, &model, monitor)?) };
     let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
     let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());

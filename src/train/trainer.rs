@@ -206,10 +206,11 @@ impl<'a> Trainer<'a> {
         }
         let trained: Vec<usize> = (0..data.len()).filter(|&task| !data[task].train.is_empty()).collect();
         let scale = 1.0 / config.accumulation as f32;
+        let line = backend.line();
         let steps: Vec<Recorded> = trained
             .iter()
             .map(|&task| {
-                let capacity = training_capacity(&data[task].train, config.batch_size);
+                let capacity = training_capacity(&data[task].train, config.batch_size, line);
                 model.training(task, capacity, scale, config.accumulation > 1)
             })
             .collect();
@@ -217,7 +218,7 @@ impl<'a> Trainer<'a> {
             .iter()
             .enumerate()
             .map(|(task, sets)| {
-                let capacity = evaluation_capacity(sets.dev.iter().map(|(_, set)| set));
+                let capacity = evaluation_capacity(sets.dev.iter().map(|(_, set)| set), line);
                 (!sets.dev.is_empty()).then(|| model.inference(&[task], capacity))
             })
             .collect();
@@ -237,7 +238,7 @@ impl<'a> Trainer<'a> {
         };
         let capacity = trained
             .iter()
-            .map(|&task| Capacity::of(&data[task].train, config.batch_size))
+            .map(|&task| Capacity::of(&data[task].train, config.batch_size, line))
             .reduce(Capacity::max)
             .unwrap_or_default();
         let parts = Part::all(model, config.weight_decay);
@@ -248,7 +249,7 @@ impl<'a> Trainer<'a> {
             groups: Vec::with_capacity(parts.iter().map(|part| part.ranges.len()).sum()),
             parts,
             window: Vec::with_capacity(config.accumulation as usize),
-            batch: Batch::with_capacity(capacity),
+            batch: Batch::with_capacity(capacity, line),
             config: config.clone(),
             seed,
             model,

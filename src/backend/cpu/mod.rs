@@ -41,7 +41,7 @@ pub mod update;
 pub use blocks::SinkMut;
 
 use super::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
-use crate::tensor::{Program, Space, Span};
+use crate::tensor::{Precision, Program, Space, Span};
 use isa::Isa;
 use philox::Stream;
 use run::Values;
@@ -91,6 +91,14 @@ impl Default for CpuBackend {
 }
 
 impl Backend for CpuBackend {
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    fn line(&self) -> usize {
+        1
+    }
+
     fn reserve(&mut self, sizes: &Sizes) -> Result<(), BackendError> {
         let Sizes { parameters, arena, training } = *sizes;
         let trained = if training { parameters } else { 0 };
