@@ -31,6 +31,13 @@ pub struct StepScalars {
     pub step: u32,
 }
 
+/// Where a number that queued work leaves can be had: [`Backend::number`]. Good for the next [`KEPT`] of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+/// How many numbers a backend keeps.
+pub const KEPT: usize = 256;
+
 /// A failure of a backend. Wrong shapes are bugs and panic instead.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -62,11 +69,23 @@ pub trait Backend {
     /// Zeroes a part of a buffer.
     fn clear(&mut self, span: Span) -> Result<(), BackendError>;
 
-    /// Runs every step of a program on the batch that was written to its inputs.
+    /// Queues every step of a program on the batch that was written to its inputs.
+    ///
+    /// All that is queued happens in order, and before whatever is read later.
     fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError>;
 
-    /// Clips the groups' gradients to a global norm and updates their parameters.
+    /// Queues an update: the groups' gradients are clipped to a global norm and their parameters updated.
     ///
-    /// Returns the norm before clipping. Where it is not finite, nothing is updated.
-    fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<f32, BackendError>;
+    /// The number is the norm before clipping. Where it is not finite, nothing is updated.
+    fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<Ticket, BackendError>;
+
+    /// Queues the keeping of a value of one f32, such as a loss.
+    fn keep(&mut self, span: Span) -> Result<Ticket, BackendError>;
+
+    /// A kept number; waits until the work that it comes from is done.
+    fn number(&mut self, ticket: Ticket) -> Result<f32, BackendError>;
+
+    /// How many steps may be queued before the numbers of the first are asked for, so that the device never waits for
+    /// the host; 0 where work is done as it is queued.
+    fn steps_ahead(&self) -> usize;
 }

@@ -85,6 +85,7 @@ fn step() -> anyhow::Result<(f64, f64)> {
         zero_gradient: false,
     };
     let norm = backend.update(&Optimizer::new(Rule::Sgd), 0.0, &[group])?;
+    let norm = backend.number(norm)?;
     Ok((f64::from(loss[0]), f64::from(norm)))
 }
 

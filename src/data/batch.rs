@@ -67,6 +67,11 @@ impl Batch {
         self.ids.len()
     }
 
+    /// The number of tokens: the rows that are not dead.
+    pub fn live_tokens(&self) -> usize {
+        self.starts.iter().zip(&self.ends).map(|(start, end)| (end - start) as usize).sum()
+    }
+
     /// The number of sequences.
     pub fn sequences(&self) -> usize {
         self.starts.len()

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::grad::differentiate;
 use super::op::{Access, Op, Var};
@@ -46,6 +47,9 @@ impl Span {
     }
 }
 
+/// How many programs have been planned.
+static PROGRAMS: AtomicU64 = AtomicU64::new(0);
+
 /// Places start at multiples of this many words: one cache line.
 const ALIGNMENT: usize = 16;
 
@@ -58,6 +62,9 @@ pub struct Program {
     spans: Vec<Option<Span>>,
     capacity: Extents,
     arena_len: usize,
+    precision: Precision,
+    outputs: Vec<Var>,
+    number: u64,
 }
 
 impl Program {
@@ -97,6 +104,21 @@ impl Program {
     /// Whether a value is a parameter's.
     pub fn origin(&self, var: Var) -> Origin {
         self.values[var.index()].origin
+    }
+
+    /// What the program computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether a value is what the program is run for, and so keeps its place to the end.
+    pub fn is_output(&self, var: Var) -> bool {
+        self.outputs.contains(&var)
+    }
+
+    /// A number that no other program of this process has: by it a backend knows what it has prepared.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The largest batch that the program has room for.
@@ -169,7 +191,8 @@ impl Program {
         for (block, offset) in blocks.iter().zip(offsets) {
             spans[block.index] = Some(Span { space: Space::Arena, offset, len: block.len });
         }
-        Program { ops, values, spans, capacity, arena_len }
+        let number = PROGRAMS.fetch_add(1, Ordering::Relaxed);
+        Program { ops, values, spans, capacity, arena_len, precision, outputs: outputs.to_vec(), number }
     }
 }
 
@@ -250,7 +273,12 @@ fn lives(values: &[Value], ops: &[Op], outputs: &[Var]) -> Vec<Option<Range<usiz
                         op.name(),
                         value.name
                     );
-                    let start = if value.origin == Origin::Input { 0 } else { step };
+                    let start = match value.origin {
+                        Origin::Input => 0,
+                        // A backend may compute an activation's gradient as it writes the product that it is made from.
+                        _ if matches!(op, Op::ActivationGrad { .. }) => step.saturating_sub(1),
+                        _ => step,
+                    };
                     *none = Some(start..step + 1);
                 }
             }
@@ -348,14 +376,14 @@ mod tests {
         let program =
             Program::training(tape, loss, 1.0, true, Extents { tokens: 9, sequences: 5, groups: 5 });
         let expected = "\
-9 steps for at most 9 tokens, 5 sequences, 5 groups; arena 512 bytes
+9 steps for at most 9 tokens, 5 sequences, 5 groups; arena 576 bytes
    0  dropout            %3 = dropped [sequences, 3] 60 bytes at arena+64  <- %1:x %0:keys
    1  linear             %6 = before [sequences, 1] 20 bytes at arena+0, %7 = linear [sequences, 1] 20 bytes at \
 arena+256  <- %3 %4:weight %5:bias
-   2  squared_error      %8 = loss [1, 1] 4 bytes at arena+384  <- %7 %2:targets
-   3  fill               %9 = d_loss [1, 1] 4 bytes at arena+448  <-
+   2  squared_error      %8 = loss [1, 1] 4 bytes at arena+448  <- %7 %2:targets
+   3  fill               %9 = d_loss [1, 1] 4 bytes at arena+512  <-
    4  squared_error_grad %10 = d_linear [sequences, 1] 20 bytes at arena+320  <- %7 %2:targets %9
-   5  activation_grad    %11 = d_before [sequences, 1] 20 bytes at arena+192  <- %6 %10
+   5  activation_grad    %11 = d_before [sequences, 1] 20 bytes at arena+384  <- %6 %10
    6  linear_weight_grad %12 += d_weight [1, 3] 12 bytes at gradients+0, %13 += d_bias [1, 1] 4 bytes at \
 gradients+12  <- %11 %3
    7  linear_input_grad  %14 = d_dropped [sequences, 3] 60 bytes at arena+0  <- %11 %4:weight

@@ -4,6 +4,7 @@
 //! the task's head. Nothing in a step allocates, and nothing in here reads a clock or a terminal: what
 //! happens is told to an observer.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{EvalEvery, OtherHeads, TrainConfig};
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
 use super::schedule::Schedule;
-use crate::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
+use crate::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars, Ticket};
 use crate::data::sampler::{Epoch, Sampler};
 use crate::data::{Batch, Capacity, Dataset};
 use crate::nn::{Model, Parameter, Recorded, extents};
@@ -61,6 +62,10 @@ pub struct Best {
 /// One batch trained on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
+    /// The number of the batch in the run, from 0.
+    pub step: u32,
+    /// The epoch, from 0.
+    pub epoch: u32,
     /// The task's number.
     pub task: usize,
     /// The mean loss of the batch.
@@ -76,15 +81,29 @@ pub struct StepReport {
 /// One update of the parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateReport {
+    /// The number of the update, from 1.
+    pub number: u64,
     /// The global gradient norm before clipping.
     pub gradient_norm: f32,
     /// The learning rate of this update.
     pub learning_rate: f32,
 }
 
+/// A step that the backend has been given and may not have finished.
+struct Queued {
+    step: u32,
+    epoch: u32,
+    task: usize,
+    tokens: usize,
+    examples: usize,
+    loss: Ticket,
+    /// The update's number, the gradient's norm and the learning rate.
+    update: Option<(u64, Ticket, f32)>,
+}
+
 /// Told what happens; decides nothing but when to stop.
 pub trait Observer {
-    /// After each batch.
+    /// After each batch. `progress` may be some batches ahead of the report.
     fn step(&mut self, progress: &Progress, report: &StepReport) -> anyhow::Result<()>;
     /// Before a dev set is measured, which may take a while.
     fn measuring(&mut self, _task: usize, _set: &str, _examples: &Dataset) {}
@@ -179,6 +198,8 @@ pub struct Trainer<'a> {
     groups: Vec<Group>,
     /// The tasks of the batches whose gradients are being summed.
     window: Vec<usize>,
+    /// Steps whose numbers have not been asked for, the oldest first.
+    queued: VecDeque<Queued>,
     progress: Progress,
 }
 
@@ -249,6 +270,7 @@ impl<'a> Trainer<'a> {
             groups: Vec::with_capacity(parts.iter().map(|part| part.ranges.len()).sum()),
             parts,
             window: Vec::with_capacity(config.accumulation as usize),
+            queued: VecDeque::with_capacity(backend.steps_ahead() + 1),
             batch: Batch::with_capacity(capacity, line),
             config: config.clone(),
             seed,
@@ -309,16 +331,21 @@ impl<'a> Trainer<'a> {
     pub fn run(&mut self, observer: &mut dyn Observer) -> anyhow::Result<Ending> {
         while !self.progress.finished {
             if self.window.is_empty() && observer.stop() {
+                self.settle(0, observer)?;
                 observer.checkpoint(self)?;
                 return Ok(Ending::Stopped);
             }
             if !self.progress.evaluation_due {
-                let report = self.step()?;
-                observer.step(&self.progress, &report)?;
+                let queued = self.queue()?;
+                self.queued.push_back(queued);
+                self.settle(self.backend.steps_ahead(), observer)?;
                 if !self.window.is_empty() {
                     continue;
                 }
                 self.progress.evaluation_due = self.is_evaluation_due();
+            }
+            if self.progress.evaluation_due {
+                self.settle(0, observer)?;
             }
             if self.progress.evaluation_due && !self.evaluate(observer)? {
                 // The batch is trained; resuming measures again from here.
@@ -338,6 +365,7 @@ impl<'a> Trainer<'a> {
             let checkpoint_due =
                 checkpoint_every > 0 && self.progress.updates.is_multiple_of(checkpoint_every);
             if self.progress.finished || whole_epoch || checkpoint_due {
+                self.settle(0, observer)?;
                 observer.checkpoint(self)?;
             }
             if impatient && !complete {
@@ -347,8 +375,44 @@ impl<'a> Trainer<'a> {
         Ok(Ending::Complete)
     }
 
-    /// Trains on the next batch of the epoch.
+    /// Trains on the next batch of the epoch, and waits until it is done.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
+        let queued = self.queue()?;
+        self.report(queued)
+    }
+
+    /// Asks for the numbers of the oldest steps until no more than `most` are under way.
+    fn settle(&mut self, most: usize, observer: &mut dyn Observer) -> anyhow::Result<()> {
+        while self.queued.len() > most {
+            let queued = self.queued.pop_front().expect("a step");
+            let report = self.report(queued)?;
+            observer.step(&self.progress, &report)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a step's numbers.
+    fn report(&mut self, queued: Queued) -> Result<StepReport, TrainError> {
+        let Queued { step, epoch, task, tokens, examples, loss, update } = queued;
+        let loss = self.backend.number(loss)?;
+        if !loss.is_finite() {
+            return Err(self.not_finite("loss", task, step, loss));
+        }
+        let update = match update {
+            None => None,
+            Some((number, norm, learning_rate)) => {
+                let gradient_norm = self.backend.number(norm)?;
+                if !gradient_norm.is_finite() {
+                    return Err(self.not_finite("gradient norm", task, step, gradient_norm));
+                }
+                Some(UpdateReport { number, gradient_norm, learning_rate })
+            }
+        };
+        Ok(StepReport { step, epoch, task, loss, tokens, examples, update })
+    }
+
+    /// Gives the next batch of the epoch to the backend.
+    fn queue(&mut self) -> Result<Queued, TrainError> {
         let (trained, examples) = self.epoch.batch(self.progress.batch);
         let task = self.trained[trained];
         if self.config.accumulation > 1 && self.window.is_empty() {
@@ -361,25 +425,22 @@ impl<'a> Trainer<'a> {
         recorded.write(self.backend, &self.batch)?;
         let scalars = StepScalars { extents, seed: self.seed, step: self.progress.step };
         self.backend.run(&recorded.program, &scalars)?;
-        let mut loss = [0.0f32];
-        let span = recorded.program.span(recorded.outputs[0], &extents);
-        self.backend.read(span, bytemuck::cast_slice_mut(&mut loss))?;
-        if !loss[0].is_finite() {
-            return Err(self.not_finite("loss", task, loss[0]));
-        }
+        let loss = self.backend.keep(recorded.program.span(recorded.outputs[0], &extents))?;
         self.window.push(task);
         let epoch_ends = self.progress.batch + 1 == self.epoch.len();
         let update = match self.window.len() == self.config.accumulation as usize || epoch_ends {
-            true => Some(self.update(task)?),
+            true => Some(self.update()?),
             false => None,
         };
+        let Progress { step, epoch, .. } = self.progress;
         self.progress.step += 1;
         self.progress.batch += 1;
-        Ok(StepReport { task, loss: loss[0], tokens: extents.tokens, examples: extents.groups, update })
+        let tokens = self.batch.live_tokens();
+        Ok(Queued { step, epoch, task, tokens, examples: extents.groups, loss, update })
     }
 
-    /// Updates the encoder and the heads of the batches since the last update.
-    fn update(&mut self, task: usize) -> Result<UpdateReport, TrainError> {
+    /// Gives the update of the encoder and the heads of the batches since the last update to the backend.
+    fn update(&mut self) -> Result<(u64, Ticket, f32), TrainError> {
         let learning_rate = self.schedule.learning_rate(self.progress.updates);
         self.groups.clear();
         for part in &self.parts {
@@ -400,10 +461,7 @@ impl<'a> Trainer<'a> {
                 });
             }
         }
-        let gradient_norm = self.backend.update(&self.optimizer, self.config.clip, &self.groups)?;
-        if !gradient_norm.is_finite() {
-            return Err(self.not_finite("gradient norm", task, gradient_norm));
-        }
+        let norm = self.backend.update(&self.optimizer, self.config.clip, &self.groups)?;
         for part in &self.parts {
             let updates = &mut self.progress.group_updates[part.number()];
             let own = part.task.is_none_or(|task| self.window.contains(&task));
@@ -413,7 +471,7 @@ impl<'a> Trainer<'a> {
         }
         self.window.clear();
         self.progress.updates += 1;
-        Ok(UpdateReport { gradient_norm, learning_rate })
+        Ok((self.progress.updates, norm, learning_rate))
     }
 
     /// Measures every dev set; `false` if the observer stopped it midway.
@@ -426,7 +484,8 @@ impl<'a> Trainer<'a> {
                 observer.measuring(task, split, dataset);
                 let Some(logits) = predictor.logits(dataset, &|| observer.stop())? else { return Ok(false) };
                 if let Some(&value) = logits[0].iter().find(|logit| !logit.is_finite()) {
-                    return Err(self.not_finite("answer to a dev example", task, value).into());
+                    let step = self.progress.step;
+                    return Err(self.not_finite("answer to a dev example", task, step, value).into());
                 }
                 let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
                 evaluations.push(Evaluation { task, split: split.clone(), examples: dataset.len(), metrics });
@@ -457,9 +516,9 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn not_finite(&self, what: &'static str, task: usize, value: f32) -> TrainError {
+    fn not_finite(&self, what: &'static str, task: usize, step: u32, value: f32) -> TrainError {
         let task = self.model.tasks()[task].name.clone();
-        TrainError::NotFinite { what, task, step: self.progress.step, value }
+        TrainError::NotFinite { what, task, step, value }
     }
 }
 

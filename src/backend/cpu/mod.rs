@@ -40,7 +40,7 @@ pub mod update;
 
 pub use blocks::SinkMut;
 
-use super::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars};
+use super::{Backend, BackendError, Group, KEPT, Optimizer, Sizes, StepScalars, Ticket};
 use crate::tensor::{Precision, Program, Space, Span};
 use isa::Isa;
 use philox::Stream;
@@ -57,6 +57,8 @@ pub struct CpuBackend {
     gradients: Vec<f32>,
     first_moment: Vec<f32>,
     second_moment: Vec<f32>,
+    numbers: [f32; KEPT],
+    tickets: u64,
 }
 
 impl CpuBackend {
@@ -70,7 +72,16 @@ impl CpuBackend {
             gradients: Vec::new(),
             first_moment: Vec::new(),
             second_moment: Vec::new(),
+            numbers: [0.0; KEPT],
+            tickets: 0,
         }
+    }
+
+    fn ticket(&mut self, number: f32) -> Ticket {
+        let ticket = Ticket(self.tickets);
+        self.numbers[self.tickets as usize % KEPT] = number;
+        self.tickets += 1;
+        ticket
     }
 
     fn buffer(&mut self, space: Space) -> &mut Vec<f32> {
@@ -155,14 +166,14 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<f32, BackendError> {
+    fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<Ticket, BackendError> {
         let squares = groups
             .iter()
             .filter(|group| !group.zero_gradient)
             .map(|group| update::squared_norm(self.isa, &self.gradients[group.range.clone()]));
         let norm = squares.sum::<f64>().sqrt();
         if !norm.is_finite() {
-            return Ok(norm as f32);
+            return Ok(self.ticket(norm as f32));
         }
         // As PyTorch's clip_grad_norm_: the small number keeps a norm of zero from dividing.
         let clip_scale = if clip > 0.0 { (f64::from(clip) / (norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
@@ -175,7 +186,22 @@ impl Backend for CpuBackend {
             };
             update::update(self.isa, optimizer, group, clip_scale, buffers);
         }
-        Ok(norm as f32)
+        Ok(self.ticket(norm as f32))
+    }
+
+    fn keep(&mut self, span: Span) -> Result<Ticket, BackendError> {
+        let number = self.buffer(span.space)[span.offset];
+        Ok(self.ticket(number))
+    }
+
+    fn number(&mut self, ticket: Ticket) -> Result<f32, BackendError> {
+        let age = self.tickets - ticket.0;
+        assert!((1..=KEPT as u64).contains(&age), "a number of {age} tickets ago");
+        Ok(self.numbers[ticket.0 as usize % KEPT])
+    }
+
+    fn steps_ahead(&self) -> usize {
+        0
     }
 }
 

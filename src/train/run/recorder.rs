@@ -116,11 +116,11 @@ impl Observer for Recorder<'_> {
     fn step(&mut self, progress: &Progress, report: &StepReport) -> anyhow::Result<()> {
         let line = StepLine {
             event: "step",
-            step: progress.step - 1,
-            epoch: progress.epoch,
+            step: report.step,
+            epoch: report.epoch,
             task: &self.tasks[report.task].name,
             loss: report.loss,
-            update: report.update.map(|_| progress.updates),
+            update: report.update.map(|update| update.number),
             gradient_norm: report.update.map(|update| update.gradient_norm),
             learning_rate: report.update.map(|update| update.learning_rate),
             tokens: report.tokens,
