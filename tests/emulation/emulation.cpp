@@ -152,7 +152,7 @@ private:
     u8* shared = nullptr;
     u8* shared_pages = nullptr;
     alignas(16) u8 signal_stack[SIGNAL_STACK];
-    alignas(64) u8 argument_copy[4096];
+    alignas(64) u8 argument_copy[MOST_ARGUMENT_BYTES];
 
     Thread threads[MOST_THREADS];
     Warp warps[MOST_THREADS / WARP];
@@ -308,7 +308,6 @@ i32 Machine::run(Launch& given, const char* name, void (*given_body)(const void*
     failed = false;
     random_state = given.order;
     warp_count = given.threads / WARP;
-    if (given.argument_bytes > sizeof argument_copy) return describe("kernel %s: more than 4 KiB of arguments", name);
     memcpy(argument_copy, given.arguments, given.argument_bytes);
     arguments = argument_copy;
     // As near to the guard as the alignment allows.
@@ -483,10 +482,10 @@ void Machine::check_shared(const void* at, const char* what) {
     u64 address = reinterpret_cast<u64>(at);
     if (byte < shared || byte + 16 > shared + launch->shared) {
         long long offset = static_cast<long long>(byte - shared);
-        fail(0, "%s at byte %lld of shared memory, which has %u", what, offset, launch->shared);
+        fail(0, "%s byte %lld of shared memory, which has %u", what, offset, launch->shared);
     }
     if (address % 16 != 0) {
-        fail(0, "%s at byte %lld of shared memory, which is no multiple of 16", what,
+        fail(0, "%s byte %lld of shared memory, which is no multiple of 16", what,
              static_cast<long long>(byte - shared));
     }
 }
@@ -510,7 +509,7 @@ void Machine::fault(i32 signal, const siginfo_t* info, const ucontext_t* context
     }
     if (signal == SIGFPE) fail(0, "divides by zero");
     if (signal == SIGILL || signal == SIGTRAP) {
-        fail(0, "is undefined: a misaligned access, an index beyond an array, a shift or a sum that is too large");
+        fail(0, "does what C++ leaves undefined: a misaligned access, an index beyond an array, an overflow");
     }
     const u8* at = static_cast<const u8*>(info->si_addr);
     u64 address = reinterpret_cast<u64>(at);
@@ -593,7 +592,7 @@ u64 shuffle(u64 bits, u32 from) {
 
 void load_matrices(u32* to, const void* row, bool transposed) {
     Thread& thread = THE_CALLER;
-    machine->check_shared(row, "loads a matrix's row");
+    machine->check_shared(row, "loads a matrix's row from");
     LoadMatrices operand{to, static_cast<const u8*>(row)};
     machine->wait_for_warp(
         thread, transposed ? Operation::LOAD_MATRICES_TRANSPOSED : Operation::LOAD_MATRICES, &operand);

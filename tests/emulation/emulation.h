@@ -16,6 +16,9 @@
 
 namespace emulation {
 
+/// The largest argument that every device takes.
+constexpr u64 MOST_ARGUMENT_BYTES = 4096;
+
 /// What the caller of a kernel gives; `tests/emulation/library.rs` has its twin.
 struct Launch {
     u32 grid[3];
@@ -62,9 +65,10 @@ void multiply_add(f32* d, const u32* a, u32 b0, u32 b1);
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
 #define KERNEL(name, Arguments, threads, blocks)                                                                       \
-    static void name##_thread(const Arguments& args);                                                                  \
+    static __attribute__((noinline)) void name##_thread(const Arguments& args);                                        \
     extern "C" __attribute__((visibility("default"))) i32 name(emulation::Launch* launch) {                            \
         static_assert(std::is_trivially_copyable<Arguments>::value, "arguments are passed as bytes");                  \
+        static_assert(sizeof(Arguments) <= emulation::MOST_ARGUMENT_BYTES, "arguments are too large");                 \
         static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1, "launch bounds");                     \
         return emulation::run(*launch, #name, threads, sizeof(Arguments), [](const void* arguments) {                  \
             name##_thread(*static_cast<const Arguments*>(arguments));                                                  \
@@ -108,6 +112,12 @@ DEVICE f64 shuffle_xor(f64 value, u32 mask) {
 DEVICE f32 exp2_fast(f32 x) {
     f32 y = exp2f(x);
     return y < FLT_MIN ? 0.0f : y;
+}
+
+DEVICE f32 reciprocal_fast(f32 x) {
+    if (fabsf(x) < FLT_MIN) x = copysignf(0.0f, x);
+    f32 y = 1.0f / x;
+    return fabsf(y) < FLT_MIN ? copysignf(0.0f, y) : y;
 }
 
 /// NaN becomes the one that the device's conversion gives.

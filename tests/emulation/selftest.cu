@@ -182,6 +182,10 @@ KERNEL(shuffle_of_some, Selftest, 32, 1) {
     static_cast<u32*>(args.out)[thread_index()] = got;
 }
 
+KERNEL(shuffle_from_beyond, Selftest, 32, 1) {
+    static_cast<u32*>(args.out)[thread_index()] = shuffle_xor(thread_index(), args.count);
+}
+
 KERNEL(two_operations, Selftest, 32, 1) {
     f32 d[4] = {};
     u32 a[4] = {};
