@@ -14,8 +14,10 @@ use sha2::{Digest, Sha256};
 use super::memory::Memory;
 
 /// Undefined behaviour ends the launch: the host would let a misaligned access pass, or an index beyond an array.
-const KERNEL_FLAGS: [&str; 4] = [
+const KERNEL_FLAGS: [&str; 5] = [
     "-O1",
+    // Calls leave where they came from, for messages.
+    "-fno-optimize-sibling-calls",
     "-fvisibility=hidden",
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow",
     "-fsanitize-undefined-trap-on-error",
@@ -170,18 +172,18 @@ impl Emulation {
         let lock = File::create(folder.join("lock")).unwrap();
         lock.lock().unwrap();
 
-        let machine = own.join("emulation.cpp");
-        let mut sources = files(&root.join("kernels"), "cu");
-        sources.extend(files(&own, "cu"));
         let mut headers = files(&root.join("kernels"), "cuh");
         headers.extend(files(&own, "h"));
-        let headers: Vec<u8> = headers.iter().flat_map(|path| fs::read(path).unwrap()).collect();
-        let compile = |source: &Path, flags: &[&str]| {
-            let text = fs::read(source).unwrap();
-            let parts = [compiler.version.as_bytes(), flags.concat().as_bytes(), &headers, &text].concat();
-            compiler.compile(source, flags, &folder, &format!("{:x}", Sha256::digest(&parts))[..16])
+        let compile = |sources: &[PathBuf], flags: &[&str]| {
+            let mut key = Sha256::new();
+            key.update(&compiler.version);
+            key.update([&FLAGS, flags].concat().concat());
+            headers.iter().chain(sources).for_each(|path| key.update(fs::read(path).unwrap()));
+            compiler.compile(sources, flags, &folder, &format!("{:x}", key.finalize())[..16])
         };
-        let machine = compile(&machine, &MACHINE_FLAGS);
+        let machine = compile(&files(&own, "cpp"), &MACHINE_FLAGS);
+        let mut sources = files(&root.join("kernels"), "cu");
+        sources.extend(files(&own, "cu"));
         // Two at a time or more, since each takes seconds.
         let todo = Mutex::new(sources.iter().enumerate());
         let done = Mutex::new(Vec::new());
@@ -189,7 +191,7 @@ impl Emulation {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some((index, source)) = { todo.lock().unwrap().next() } {
-                        let library = compile(source, &KERNEL_FLAGS);
+                        let library = compile(std::slice::from_ref(source), &KERNEL_FLAGS);
                         done.lock().unwrap().push((index, library));
                     }
                 });
@@ -223,9 +225,9 @@ fn compiler() -> Option<Compiler> {
 }
 
 impl Compiler {
-    /// The library of one source, made unless it is there.
-    fn compile(&self, source: &Path, flags: &[&str], folder: &Path, key: &str) -> PathBuf {
-        let stem = source.file_stem().unwrap().to_string_lossy();
+    /// The library of some sources, with the name of the first; made unless it is there.
+    fn compile(&self, sources: &[PathBuf], flags: &[&str], folder: &Path, key: &str) -> PathBuf {
+        let stem = sources[0].file_stem().unwrap().to_string_lossy();
         let library = folder.join(format!("{stem}-{key}.so"));
         if library.exists() {
             return library;
@@ -235,10 +237,10 @@ impl Compiler {
         let unfinished = folder.join(format!("{stem}-{key}.{}", std::process::id()));
         let mut command = Command::new(&self.command);
         command.args(FLAGS).args(flags).arg("-I").arg(root.join("kernels"));
-        command.arg("-I").arg(root.join("tests/emulation")).arg(source).arg("-o").arg(&unfinished);
+        command.arg("-I").arg(root.join("tests/emulation")).args(sources).arg("-o").arg(&unfinished);
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{} does not compile for the host:\n{errors}", source.display());
+        assert!(output.status.success(), "{stem} does not compile for the host:\n{errors}");
         fs::rename(&unfinished, &library).unwrap();
         library
     }
