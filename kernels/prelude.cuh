@@ -67,6 +67,13 @@ DEVICE f32 exp2_fast(f32 x) {
     return y;
 }
 
+/// 1 / x to 1 unit in the last place; subnormal numbers count as 0.
+DEVICE f32 reciprocal_fast(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /// Rounds to nearest, ties to even.
 DEVICE bf16 to_bf16(f32 x) {
     bf16 y;
@@ -222,4 +229,77 @@ DEVICE f32 keep_factor(const u32 (&words)[4], Dropout dropout, u32 column) {
     u32 word = words[column % 8 / 2];
     u32 draw = column % 2 == 0 ? word & 0xffffu : word >> 16;
     return draw >= dropout.threshold ? dropout.scale : 0.0f;
+}
+
+// ---- rows in pieces of eight columns, which one block of draws covers --------------------------------------------
+
+/// Multiplies columns `8 block` to `8 block + 7` of the row `key` by what the site keeps of them.
+DEVICE void drop_eight(f32 (&values)[8], const Step* step, Dropout dropout, u32 key, u32 block) {
+    u32 words[4];
+    draw_eight(words, step, dropout, 0, key, block);
+    UNROLL for (u32 i = 0; i < 8; ++i) values[i] *= keep_factor(words, dropout, i);
+}
+
+/// Eight neighbouring elements as they lie in memory: 16 bytes of bf16, 32 of f32.
+template <class T>
+struct Eight {
+    Pack packs[sizeof(T) / 2];
+};
+
+DEVICE void unpack(f32 (&to)[8], const Eight<bf16>& from) {
+    UNROLL for (u32 i = 0; i < 4; ++i) {
+        to[2 * i] = low_bf16(from.packs[0].words[i]);
+        to[2 * i + 1] = high_bf16(from.packs[0].words[i]);
+    }
+}
+DEVICE void unpack(f32 (&to)[8], const Eight<f32>& from) {
+    UNROLL for (u32 i = 0; i < 8; ++i) to[i] = bits_to_f32(from.packs[i / 4].words[i % 4]);
+}
+DEVICE void pack(Eight<bf16>& to, const f32 (&from)[8]) {
+    UNROLL for (u32 i = 0; i < 4; ++i) to.packs[0].words[i] = pack_bf16(from[2 * i], from[2 * i + 1]);
+}
+DEVICE void pack(Eight<f32>& to, const f32 (&from)[8]) {
+    UNROLL for (u32 i = 0; i < 8; ++i) to.packs[i / 4].words[i % 4] = f32_to_bits(from[i]);
+}
+
+/// Columns `column` to `column + 7` of a row of `cols`, zeros beyond its end. `whole` says that eights end where the
+/// row does and start at multiples of 16 bytes: they are then moved by packs, else element by element.
+template <bool whole, class T>
+DEVICE Eight<T> read_eight(const T* row, u32 column, u32 cols) {
+    Eight<T> eight = {};
+    if constexpr (whole) {
+        const Pack* from = reinterpret_cast<const Pack*>(row + column);
+        if (column < cols) {
+            UNROLL for (u32 i = 0; i < sizeof(T) / 2; ++i) eight.packs[i] = from[i];
+        }
+    } else {
+        f32 values[8];
+        UNROLL for (u32 i = 0; i < 8; ++i) values[i] = column + i < cols ? to_f32(row[column + i]) : 0.0f;
+        pack(eight, values);
+    }
+    return eight;
+}
+/// Writes them, but for those beyond the end of the row.
+template <bool whole, class T>
+DEVICE void write_eight(T* row, u32 column, u32 cols, const f32 (&values)[8]) {
+    if constexpr (whole) {
+        Eight<T> eight;
+        pack(eight, values);
+        Pack* to = reinterpret_cast<Pack*>(row + column);
+        if (column < cols) {
+            UNROLL for (u32 i = 0; i < sizeof(T) / 2; ++i) to[i] = eight.packs[i];
+        }
+    } else {
+        UNROLL for (u32 i = 0; i < 8; ++i) {
+            if (column + i < cols) store(row + column + i, values[i]);
+        }
+    }
+}
+/// Stores them, or adds them to what is there.
+template <bool whole, class T>
+DEVICE void sink_eight(T* row, u32 column, u32 cols, const f32 (&values)[8], bool add) {
+    f32 sums[8] = {};
+    if (add) unpack(sums, read_eight<whole>(row, column, cols));
+    UNROLL for (u32 i = 0; i < 8; ++i) sums[i] += values[i];
+    write_eight<whole>(row, column, cols, sums);
 }

@@ -5,7 +5,7 @@ pub mod cpu;
 pub mod cuda;
 mod optimizer;
 
-pub use optimizer::{Group, Optimizer, Rule};
+pub use optimizer::{Group, Optimizer, Rule, Scalars};
 
 use crate::tensor::{Extents, Precision, Program, Span};
 

@@ -58,3 +58,32 @@ pub struct Group {
     /// Take the gradient for zero, whatever the buffer holds.
     pub zero_gradient: bool,
 }
+
+/// The scalars of one update of a group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalars {
+    /// The learning rate, with the first moment's bias correction where the rule has one.
+    pub rate: f32,
+    /// What decoupled decay leaves of a parameter.
+    pub kept: f32,
+    /// `1 / sqrt(1 - beta2^t)`
+    pub second_correction: f32,
+}
+
+impl Scalars {
+    /// Worked out in f64: 1 - 0.999 has four digits fewer than 0.999.
+    pub fn new(optimizer: &Optimizer, group: &Group) -> Self {
+        assert!(group.update > 0, "updates are counted from 1");
+        let correction = |beta: f32| 1.0 - f64::from(beta).powf(group.update as f64);
+        let rate = f64::from(group.learning_rate);
+        let corrected = match optimizer.rule {
+            Rule::AdamaxMtdnn | Rule::Sgd => rate,
+            Rule::AdamaxW | Rule::Adamax | Rule::AdamW => rate / correction(optimizer.beta1),
+        };
+        Self {
+            rate: corrected as f32,
+            kept: (1.0 - rate * f64::from(group.weight_decay)) as f32,
+            second_correction: (1.0 / correction(optimizer.beta2).sqrt()) as f32,
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::blocks::BLOCK;
 use super::isa::Isa;
 use super::math::multiply_add;
 use super::simd::multiversion;
-use crate::backend::{Group, Optimizer, Rule};
+use crate::backend::{Group, Optimizer, Rule, Scalars};
 
 /// The most tasks that the gradient is cut into: their sums lie on the stack.
 const TASKS: usize = 1024;
@@ -41,8 +41,13 @@ pub fn update(isa: Isa, optimizer: &Optimizer, group: &Group, clip_scale: f32, b
         [parameters.len(); 3],
         "gradients and moments beside parameters"
     );
-    assert!(group.update > 0, "updates are counted from 1");
-    let step = Step::new(optimizer, group, clip_scale);
+    let step = Step {
+        optimizer: *optimizer,
+        scalars: Scalars::new(optimizer, group),
+        weight_decay: group.weight_decay,
+        clip_scale,
+        zero_gradient: group.zero_gradient,
+    };
     parameters
         .par_chunks_mut(BLOCK)
         .zip(gradients.par_chunks(BLOCK))
@@ -53,47 +58,14 @@ pub fn update(isa: Isa, optimizer: &Optimizer, group: &Group, clip_scale: f32, b
         });
 }
 
-/// The scalars of one update.
+/// One update of a group.
 #[derive(Clone, Copy)]
 struct Step {
-    rule: Rule,
-    beta1: f32,
-    beta2: f32,
-    epsilon: f32,
-    /// The learning rate, with the first moment's bias correction where the rule has one.
-    rate: f32,
-    /// What decoupled decay leaves of a parameter.
-    kept: f32,
+    optimizer: Optimizer,
+    scalars: Scalars,
     weight_decay: f32,
-    /// `1 / sqrt(1 - beta2^t)`
-    second_correction: f32,
     clip_scale: f32,
     zero_gradient: bool,
-}
-
-impl Step {
-    fn new(optimizer: &Optimizer, group: &Group, clip_scale: f32) -> Self {
-        let Optimizer { rule, beta1, beta2, epsilon } = *optimizer;
-        // In f64: 1 - 0.999 has four digits fewer than 0.999.
-        let correction = |beta: f32| 1.0 - f64::from(beta).powf(group.update as f64);
-        let rate = f64::from(group.learning_rate);
-        let rate = match rule {
-            Rule::AdamaxMtdnn | Rule::Sgd => rate,
-            Rule::AdamaxW | Rule::Adamax | Rule::AdamW => rate / correction(beta1),
-        };
-        Self {
-            rule,
-            beta1,
-            beta2,
-            epsilon,
-            rate: rate as f32,
-            kept: (1.0 - f64::from(group.learning_rate) * f64::from(group.weight_decay)) as f32,
-            weight_decay: group.weight_decay,
-            second_correction: (1.0 / correction(beta2).sqrt()) as f32,
-            clip_scale,
-            zero_gradient: group.zero_gradient,
-        }
-    }
 }
 
 multiversion! {
@@ -112,13 +84,15 @@ multiversion! {
 
 multiversion! {
     fn update_block<FMA>(step: Step, buffers: Buffers) {
-        let Step { beta1, beta2, epsilon, rate, kept, weight_decay, second_correction, .. } = step;
+        let Optimizer { rule, beta1, beta2, epsilon } = step.optimizer;
+        let Scalars { rate, kept, second_correction } = step.scalars;
+        let weight_decay = step.weight_decay;
         let moment = |m: f32, g: f32| settle(multiply_add::<FMA>(beta1, m, (1.0 - beta1) * g));
         let infinity_norm = |u: f32, g: f32| {
             let (decayed, fresh) = (beta2 * u, g.abs() + epsilon);
             if decayed > fresh { decayed } else { fresh }
         };
-        match step.rule {
+        match rule {
             Rule::AdamaxMtdnn => each(step, buffers, |theta, g, m, u| {
                 let (m, u) = (moment(m, g), infinity_norm(u, g));
                 let change = multiply_add::<FMA>(weight_decay, theta, m / (u + epsilon));

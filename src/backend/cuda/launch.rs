@@ -115,6 +115,41 @@ pub struct Operand {
     pub cols: u32,
 }
 
+impl Operand {
+    /// The kernel for its kind of element.
+    pub(super) fn pick(&self, bf16: &'static str, f32: &'static str) -> &'static str {
+        match self.dtype {
+            DType::Bf16 => bf16,
+            DType::F32 => f32,
+            DType::U32 => panic!("{bf16} of indices"),
+        }
+    }
+
+    /// Whether kernels may move its rows by packs of 16 bytes, eight columns at a time.
+    pub(super) fn has_whole_rows(&self) -> bool {
+        self.cols.is_multiple_of(8) && self.address.is_multiple_of(16)
+    }
+
+    /// Elements of the largest launch.
+    pub(super) fn most_elements(&self) -> u32 {
+        self.most_rows.checked_mul(self.cols).expect("fewer than 2^32 elements")
+    }
+}
+
+/// Where a gradient goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// The gradient.
+    pub operand: Operand,
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// Blocks for `items` where one takes `each`; a grid is never empty.
+pub(super) fn blocks(items: u32, each: u32) -> u32 {
+    items.div_ceil(each).max(1)
+}
+
 /// Collects the launches of a program, and the scratch memory that they need.
 pub struct Launches {
     /// The batch's size in device memory.

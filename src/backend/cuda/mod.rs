@@ -2,4 +2,12 @@
 //!
 //! What each operation launches is plain data ([`launch`]), made without a device.
 
+pub mod activation;
+pub mod elementwise;
+pub mod embedding;
+pub mod gather;
 pub mod launch;
+pub mod loss;
+pub mod norm;
+mod sums;
+pub mod update;

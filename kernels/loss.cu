@@ -1,0 +1,221 @@
+// The losses of MT-DNN (Liu et al. 2019, equations 6 to 9), each a mean, and their gradients.
+// `src/backend/cuda/loss.rs` has the structs' twins. Logits, losses and their gradients are f32 in every precision.
+#include "prelude.cuh"
+
+DEVICE f32 minus_infinity() { return bits_to_f32(0xff800000u); }
+DEVICE f32 not_a_number() { return bits_to_f32(0x7fc00000u); }
+
+/// What is known of some logits: the largest, and the sum of all `exp(logit - largest)`.
+struct Softmax {
+    f32 largest;
+    f32 sum;
+};
+
+/// What exponents are taken relative to; a difference of infinities would be no number.
+DEVICE f32 base_of(f32 largest) { return largest == minus_infinity() ? 0.0f : largest; }
+
+/// The same of both together.
+DEVICE Softmax join(Softmax left, Softmax right) {
+    f32 largest = fmaxf(left.largest, right.largest), base = base_of(largest);
+    return {largest, left.sum * expf(left.largest - base) + right.sum * expf(right.largest - base)};
+}
+
+/// The softmax of `count` logits times `gamma`, which `warps` warps look through once, in steps of eight for loads to
+/// overlap; the same in all of their threads. Across warps it goes by `of_warps` `[warps]`.
+template <u32 warps>
+DEVICE Softmax softmax(const f32* logits, u32 count, f32 gamma, Softmax* of_warps) {
+    constexpr u32 threads = 32 * warps, batch = 8;
+    Softmax own = {minus_infinity(), 0.0f};
+    for (u32 first = thread_index() % threads; first < count; first += batch * threads) {
+        f32 values[batch];
+        UNROLL for (u32 i = 0; i < batch; ++i)
+            values[i] = first + i * threads < count ? gamma * logits[first + i * threads] : minus_infinity();
+        f32 largest = own.largest;
+        UNROLL for (u32 i = 0; i < batch; ++i) largest = fmaxf(largest, values[i]);
+        f32 base = base_of(largest), sum = own.sum * expf(own.largest - base);
+        UNROLL for (u32 i = 0; i < batch; ++i) sum += expf(values[i] - base);
+        own = {largest, sum};
+    }
+    UNROLL for (u32 mask = 16; mask > 0; mask /= 2)
+        own = join(own, {shuffle_xor(own.largest, mask), shuffle_xor(own.sum, mask)});
+    // Left and right differ among lanes, and so may the last bit.
+    own = {shuffle(own.largest, 0), shuffle(own.sum, 0)};
+    if constexpr (warps > 1) {
+        if (lane_index() == 0) of_warps[warp_index()] = own;
+        sync_block();
+        own = of_warps[0];
+        UNROLL for (u32 warp = 1; warp < warps; ++warp) own = join(own, of_warps[warp]);
+    }
+    return own;
+}
+
+/// The sum over a block of `32 warps` threads, the same in all of them, by `of_warps` `[warps]`.
+template <u32 warps>
+DEVICE f64 block_sum(f64 value, f64* of_warps) {
+    value = warp_sum(value);
+    if (lane_index() == 0) of_warps[warp_index()] = value;
+    sync_block();
+    value = of_warps[0];
+    UNROLL for (u32 warp = 1; warp < warps; ++warp) value += of_warps[warp];
+    return value;
+}
+
+constexpr u32 MEAN = 512;
+
+struct Mean {
+    const Step* step;
+    /// `[rows]`
+    const f32* values;
+    /// `[1]`
+    f32* out;
+    Rows rows;
+};
+
+KERNEL(mean_of_rows, Mean, MEAN, 1) {
+    const u32 rows = row_count(args.step, args.rows);
+    f64 sum = 0.0;
+    for (u32 row = thread_index(); row < rows; row += MEAN) sum += args.values[row];
+    sum = block_sum<MEAN / 32>(sum, reinterpret_cast<f64*>(shared_memory()));
+    if (thread_index() == 0) *args.out = static_cast<f32>(sum / rows);
+}
+
+// ---- classification ----------------------------------------------------------------------------------------------
+
+struct CrossEntropy {
+    const Step* step;
+    /// `[rows, classes]`
+    const f32* logits;
+    /// `[rows]`
+    const u32* labels;
+    /// `[1]`, backward
+    const f32* d_loss;
+    /// Each row's loss, `[rows]`; backward d_logits, `[rows, classes]`
+    f32* out;
+    Rows rows;
+    u32 classes;
+    u32 unused;
+};
+
+/// Few classes: a warp for a row, several in a block. Many: a block for a row.
+constexpr u32 FEW = 128, MANY = 512;
+
+template <u32 warps, u32 threads>
+DEVICE void cross_entropy(const CrossEntropy& args) {
+    const u32 row = block_x() * (threads / 32 / warps) + warp_index() / warps;
+    if (row >= row_count(args.step, args.rows)) return;
+    const f32* logits = args.logits + static_cast<u64>(row) * args.classes;
+    Softmax all = softmax<warps>(logits, args.classes, 1.0f, reinterpret_cast<Softmax*>(shared_memory()));
+    if (thread_index() % (32 * warps) > 0) return;
+    const u32 label = args.labels[row];
+    // Not log-sum-exp less the logit: that would cancel where the loss is small. What is no class has no loss.
+    args.out[row] = label < args.classes ? logf(all.sum) - (logits[label] - all.largest) : not_a_number();
+}
+KERNEL(cross_entropy_few, CrossEntropy, FEW, 4) { cross_entropy<1, FEW>(args); }
+KERNEL(cross_entropy_many, CrossEntropy, MANY, 2) { cross_entropy<MANY / 32, MANY>(args); }
+
+/// `d_logits = (softmax(logits) - one_hot(label)) d_loss / rows`
+template <u32 warps, u32 threads>
+DEVICE void cross_entropy_grad(const CrossEntropy& args) {
+    constexpr u32 sharing = 32 * warps, batch = 4;
+    const u32 row = block_x() * (threads / 32 / warps) + warp_index() / warps;
+    const u32 rows = row_count(args.step, args.rows), classes = args.classes;
+    if (row >= rows) return;
+    const f32* logits = args.logits + static_cast<u64>(row) * classes;
+    f32* d_logits = args.out + static_cast<u64>(row) * classes;
+    Softmax all = softmax<warps>(logits, classes, 1.0f, reinterpret_cast<Softmax*>(shared_memory()));
+    const u32 label = args.labels[row];
+    const f32 share = label < classes ? *args.d_loss / static_cast<f32>(rows) : not_a_number();
+    const f32 scale = share / all.sum;
+    for (u32 first = thread_index() % sharing; first < classes; first += batch * sharing) {
+        f32 values[batch];
+        UNROLL for (u32 i = 0; i < batch; ++i)
+            values[i] = first + i * sharing < classes ? logits[first + i * sharing] : 0.0f;
+        UNROLL for (u32 i = 0; i < batch; ++i) {
+            const u32 column = first + i * sharing;
+            if (column < classes)
+                d_logits[column] = scale * expf(values[i] - all.largest) - (column == label ? share : 0.0f);
+        }
+    }
+}
+KERNEL(cross_entropy_grad_few, CrossEntropy, FEW, 4) { cross_entropy_grad<1, FEW>(args); }
+KERNEL(cross_entropy_grad_many, CrossEntropy, MANY, 2) { cross_entropy_grad<MANY / 32, MANY>(args); }
+
+// ---- regression --------------------------------------------------------------------------------------------------
+
+struct SquaredError {
+    const Step* step;
+    /// `[rows]`
+    const f32* predictions;
+    /// `[rows]`
+    const f32* targets;
+    /// `[1]`, backward
+    const f32* d_loss;
+    /// The loss, `[1]`; backward d_predictions, `[rows]`
+    f32* out;
+    Rows rows;
+};
+
+KERNEL(squared_error, SquaredError, MEAN, 1) {
+    const u32 rows = row_count(args.step, args.rows);
+    f64 sum = 0.0;
+    for (u32 row = thread_index(); row < rows; row += MEAN) {
+        f64 error = args.targets[row] - args.predictions[row];
+        sum += error * error;
+    }
+    sum = block_sum<MEAN / 32>(sum, reinterpret_cast<f64*>(shared_memory()));
+    if (thread_index() == 0) *args.out = static_cast<f32>(sum / rows);
+}
+
+/// `d_predictions = 2 (prediction - target) d_loss / rows`
+KERNEL(squared_error_grad, SquaredError, FEW, 1) {
+    const u32 rows = row_count(args.step, args.rows), row = block_x() * FEW + thread_index();
+    if (row >= rows) return;
+    const f32 share = 2.0f * *args.d_loss / static_cast<f32>(rows);
+    args.out[row] = (args.predictions[row] - args.targets[row]) * share;
+}
+
+// ---- ranking -----------------------------------------------------------------------------------------------------
+
+struct Ranking {
+    const Step* step;
+    /// `[sequences]`
+    const f32* scores;
+    /// First sequence of each group and the end of the last, `[groups + 1]`
+    const u32* groups;
+    /// The number of the right candidate within its group, `[groups]`
+    const u32* positives;
+    /// `[1]`, backward
+    const f32* d_loss;
+    /// Each group's loss, `[groups]`; backward d_scores, `[sequences]`
+    f32* out;
+    f32 gamma;
+    u32 unused;
+};
+
+/// A warp for a group: `-log softmax(gamma * scores)[positive]`.
+KERNEL(ranking, Ranking, FEW, 4) {
+    const u32 group = block_x() * (FEW / 32) + warp_index();
+    if (group >= args.step->groups) return;
+    const u32 first = args.groups[group], candidates = args.groups[group + 1] - first;
+    Softmax all = softmax<1>(args.scores + first, candidates, args.gamma, nullptr);
+    if (lane_index() > 0) return;
+    const u32 positive = args.positives[group];
+    args.out[group] = positive < candidates
+                          ? logf(all.sum) - (args.gamma * args.scores[first + positive] - all.largest)
+                          : not_a_number();
+}
+
+/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
+KERNEL(ranking_grad, Ranking, FEW, 4) {
+    const u32 group = block_x() * (FEW / 32) + warp_index(), groups = args.step->groups;
+    if (group >= groups) return;
+    const u32 first = args.groups[group], candidates = args.groups[group + 1] - first;
+    Softmax all = softmax<1>(args.scores + first, candidates, args.gamma, nullptr);
+    const u32 positive = args.positives[group];
+    const f32 share =
+        positive < candidates ? args.gamma * *args.d_loss / static_cast<f32>(groups) : not_a_number();
+    for (u32 i = lane_index(); i < candidates; i += 32) {
+        f32 probability = expf(args.gamma * args.scores[first + i] - all.largest) / all.sum;
+        args.out[first + i] = share * (probability - (i == positive ? 1.0f : 0.0f));
+    }
+}

@@ -1,0 +1,204 @@
+//! Launches of the losses and of their gradients. All operands are f32, or u32 where they are addresses.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::launch::{Address, Launches, Operand, RowCount, blocks};
+use crate::tensor::DType;
+
+/// Up to as many classes a warp has a row.
+const FEW_CLASSES: u32 = 1024;
+/// Threads of blocks whose warps have a row each, and of those that have a row together.
+const FEW: u32 = 128;
+const MANY: u32 = 512;
+/// Threads of the block that takes a mean, and its bytes of shared memory.
+const MEAN: u32 = 512;
+const MEAN_SHARED: usize = 128;
+
+/// The twin of `Mean` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Mean {
+    step: Address,
+    values: Address,
+    out: Address,
+    rows: RowCount,
+}
+
+/// The twin of `CrossEntropy` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct CrossEntropy {
+    step: Address,
+    logits: Address,
+    labels: Address,
+    d_loss: Address,
+    out: Address,
+    rows: RowCount,
+    classes: u32,
+    unused: u32,
+}
+
+impl CrossEntropy {
+    /// Pushes the kernel of the two that is made for so many classes.
+    fn push(self, launches: &mut Launches, most_rows: u32, few: &'static str, many: &'static str) {
+        if self.classes <= FEW_CLASSES {
+            launches.push(few, [blocks(most_rows, FEW / 32), 1, 1], FEW, 0, &self);
+        } else {
+            launches.push(many, [most_rows.max(1), 1, 1], MANY, MEAN_SHARED, &self);
+        }
+    }
+}
+
+/// The mean over rows of `-log softmax(logits)[label]`; NaN where a label is no class. `labels` is u32 `[rows]`.
+pub fn cross_entropy(launches: &mut Launches, logits: Operand, labels: Address, loss: Operand) {
+    assert_eq!([logits.dtype, loss.dtype], [DType::F32; 2], "logits and loss");
+    let losses = launches.scratch(logits.most_rows as usize * size_of::<f32>());
+    let arguments = CrossEntropy {
+        step: launches.step,
+        logits: logits.address,
+        labels,
+        d_loss: 0,
+        out: losses,
+        rows: logits.rows,
+        classes: logits.cols,
+        unused: 0,
+    };
+    arguments.push(launches, logits.most_rows, "cross_entropy_few", "cross_entropy_many");
+    mean(launches, losses, logits.rows, loss);
+}
+
+/// `d_logits = (softmax(logits) - one_hot(label)) d_loss / rows`; NaN in a row whose label is no class.
+pub fn cross_entropy_gradient(
+    launches: &mut Launches,
+    logits: Operand,
+    labels: Address,
+    d_loss: Operand,
+    d_logits: Operand,
+) {
+    assert_eq!([logits.dtype, d_loss.dtype, d_logits.dtype], [DType::F32; 3], "logits and their gradient");
+    let arguments = CrossEntropy {
+        step: launches.step,
+        logits: logits.address,
+        labels,
+        d_loss: d_loss.address,
+        out: d_logits.address,
+        rows: logits.rows,
+        classes: logits.cols,
+        unused: 0,
+    };
+    arguments.push(launches, logits.most_rows, "cross_entropy_grad_few", "cross_entropy_grad_many");
+}
+
+/// The twin of `SquaredError` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SquaredError {
+    step: Address,
+    predictions: Address,
+    targets: Address,
+    d_loss: Address,
+    out: Address,
+    rows: RowCount,
+}
+
+/// The mean of `(target - prediction)^2`.
+pub fn squared_error(launches: &mut Launches, predictions: Operand, targets: Operand, loss: Operand) {
+    assert_eq!([predictions.dtype, targets.dtype, loss.dtype], [DType::F32; 3], "predictions and loss");
+    let arguments = SquaredError {
+        step: launches.step,
+        predictions: predictions.address,
+        targets: targets.address,
+        d_loss: 0,
+        out: loss.address,
+        rows: predictions.rows,
+    };
+    launches.push("squared_error", [1, 1, 1], MEAN, MEAN_SHARED, &arguments);
+}
+
+/// `d_predictions = 2 (prediction - target) d_loss / rows`.
+pub fn squared_error_gradient(
+    launches: &mut Launches,
+    predictions: Operand,
+    targets: Operand,
+    d_loss: Operand,
+    d_predictions: Operand,
+) {
+    let dtypes = [predictions.dtype, targets.dtype, d_loss.dtype, d_predictions.dtype];
+    assert_eq!(dtypes, [DType::F32; 4], "predictions and their gradient");
+    let arguments = SquaredError {
+        step: launches.step,
+        predictions: predictions.address,
+        targets: targets.address,
+        d_loss: d_loss.address,
+        out: d_predictions.address,
+        rows: predictions.rows,
+    };
+    launches.push("squared_error_grad", [blocks(predictions.most_rows, FEW), 1, 1], FEW, 0, &arguments);
+}
+
+/// The twin of `Ranking` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Ranking {
+    step: Address,
+    scores: Address,
+    groups: Address,
+    positives: Address,
+    d_loss: Address,
+    out: Address,
+    gamma: f32,
+    unused: u32,
+}
+
+/// Groups of candidates, of which one each is right.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates {
+    /// f32 `[sequences, 1]`
+    pub scores: Operand,
+    /// First sequence of each group and the end of the last, u32 `[groups + 1]`
+    pub groups: Address,
+    /// The number of the right candidate within its group, u32 `[groups]`
+    pub positives: Address,
+    /// What scores are multiplied by.
+    pub gamma: f32,
+}
+
+impl Candidates {
+    fn arguments(&self, launches: &Launches, d_loss: Address, out: Address) -> Ranking {
+        assert_eq!(self.scores.dtype, DType::F32, "scores");
+        Ranking {
+            step: launches.step,
+            scores: self.scores.address,
+            groups: self.groups,
+            positives: self.positives,
+            d_loss,
+            out,
+            gamma: self.gamma,
+            unused: 0,
+        }
+    }
+}
+
+/// The mean over groups of `-log softmax(gamma * scores)[positive]` within the group; NaN where a group has no such
+/// candidate.
+pub fn ranking(launches: &mut Launches, candidates: &Candidates, loss: Operand) {
+    let groups = launches.extents.groups as u32;
+    let losses = launches.scratch(groups as usize * size_of::<f32>());
+    let arguments = candidates.arguments(launches, 0, losses);
+    launches.push("ranking", [blocks(groups, FEW / 32), 1, 1], FEW, 0, &arguments);
+    mean(launches, losses, RowCount::new(crate::tensor::Rows::Groups), loss);
+}
+
+/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
+pub fn ranking_gradient(launches: &mut Launches, candidates: &Candidates, d_loss: Operand, d_scores: Operand) {
+    assert_eq!([d_loss.dtype, d_scores.dtype], [DType::F32; 2], "the scores' gradient");
+    let groups = launches.extents.groups as u32;
+    let arguments = candidates.arguments(launches, d_loss.address, d_scores.address);
+    launches.push("ranking_grad", [blocks(groups, FEW / 32), 1, 1], FEW, 0, &arguments);
+}
+
+/// The mean of each row's loss.
+fn mean(launches: &mut Launches, values: Address, rows: RowCount, loss: Operand) {
+    let arguments = Mean { step: launches.step, values, out: loss.address, rows };
+    launches.push("mean_of_rows", [1, 1, 1], MEAN, MEAN_SHARED, &arguments);
+}
