@@ -172,11 +172,11 @@ DEVICE void add_weighted(f32 (&sums)[size / 8][4], const f32 (&weights)[columns 
     }
 }
 
-/// Stores the warp's 16 rows, each times its factor, at `to`, rows `stride` apart; those from `count` on are not
-/// stored. They pass through the warp's own rows of a tile, from `row`, so that whole lines are written.
+/// Stores the warp's 16 rows, each times its factor, as rows `first` on of a matrix whose rows are `stride` apart, none
+/// beyond `rows`. They pass through the warp's own rows of a tile, from `row`, so that whole lines are written.
 template <u32 size>
-DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], u8* tile, u32 row, bf16* to, u32 stride,
-                       u32 count) {
+DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], u8* tile, u32 row, bf16* matrix,
+                       u32 stride, u32 first, u32 rows) {
     u32 lane = lane_index();
     UNROLL for (u32 n = 0; n < size / 8; ++n) {
         UNROLL for (u32 half = 0; half < 2; ++half) {
@@ -188,8 +188,8 @@ DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], 
     sync_warp();
     UNROLL for (u32 step = 0; step < WARP_ROWS * size / 8 / 32; ++step) {
         u32 index = step * 32 + lane, i = index / (size / 8), chunk = index % (size / 8);
-        if (i < count) {
-            *reinterpret_cast<Pack*>(to + static_cast<u64>(i) * stride + 8 * chunk) =
+        if (first + i < rows) {
+            *reinterpret_cast<Pack*>(matrix + static_cast<u64>(first + i) * stride + 8 * chunk) =
                 *reinterpret_cast<const Pack*>(chunk_at<size>(tile, row + i, chunk));
         }
     }
@@ -203,8 +203,6 @@ struct Work {
     u32 rows, head;
     /// The warp's first row, and its place within the block's.
     u32 first, offset;
-    /// How many of the warp's rows there are.
-    u32 count;
     /// The rows that the block walks over, and those that the warp does.
     Reach block, warp;
     /// Those of a sum's two rows.
@@ -219,7 +217,6 @@ DEVICE Work find_work(const Input& input, u32 rows) {
             block_x(),
             first,
             offset,
-            first < rows ? min(rows - first, WARP_ROWS) : 0,
             find_reach<BLOCK_ROWS>(input, block, rows),
             find_reach<WARP_ROWS>(input, first, rows),
             {find_row(input, first + group, rows), find_row(input, first + group + 8, rows)}};
@@ -323,13 +320,10 @@ DEVICE void load_queries(u8* tiles, const Backward& args, const Work& work, u32 
     load_tile<size, count>(tiles + count * size * sizeof(bf16), d_context, hidden, begin, work.rows);
 }
 
-/// Rows of a tile that is walked over.
-constexpr u32 WALK_ROWS = 32;
-
 /// Shared memory: the queries, then four stages of keys and values.
 template <u32 size>
 DEVICE void forward(const Forward& args) {
-    constexpr u32 KEYS = WALK_ROWS, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
+    constexpr u32 KEYS = 32, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
     const Input& input = args.input;
     u32 rows = row_count(input.step, input.rows);
     if (block_y() * BLOCK_ROWS >= rows) return;
@@ -382,16 +376,16 @@ DEVICE void forward(const Forward& args) {
 
     f32 factors[2];
     UNROLL for (u32 r = 0; r < 2; ++r) {
-        u32 row = lane_index() / 4 + 8 * r;
+        u32 row = work.first + lane_index() / 4 + 8 * r;
         f32 sum = quad_sum(sums[r]);
         factors[r] = sum > 0.0f ? input.dropout.scale / sum : 0.0f;
-        if (lane_index() % 4 == 0 && row < work.count) {
-            args.log_sum_exp[static_cast<u64>(work.first + row) * input.heads + work.head] =
+        if (lane_index() % 4 == 0 && row < rows) {
+            args.log_sum_exp[static_cast<u64>(row) * input.heads + work.head] =
                 sum > 0.0f ? fmaf(largest[r], input.scale, logf(sum)) : 0.0f;
         }
     }
-    bf16* to = args.context + static_cast<u64>(work.first) * input.hidden + work.head * size;
-    store_rows<size>(context, factors, queries, work.offset, to, input.hidden, work.count);
+    bf16* to = args.context + work.head * size;
+    store_rows<size>(context, factors, queries, work.offset, to, input.hidden, work.first, rows);
 }
 
 /// Writes the statistics of the queries and their gradient.
@@ -401,7 +395,7 @@ DEVICE void forward(const Forward& args) {
 /// Shared memory: the queries, the context's gradients, and four stages of keys and values.
 template <u32 size>
 DEVICE void backward_queries(const Backward& args) {
-    constexpr u32 KEYS = WALK_ROWS, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
+    constexpr u32 KEYS = 32, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
     const Input& input = args.input;
     u32 rows = row_count(input.step, input.rows);
     if (block_y() * BLOCK_ROWS >= rows) return;
@@ -468,17 +462,19 @@ DEVICE void backward_queries(const Backward& args) {
             args.statistics[input.heads * stride + at + 8 * r] = deltas[r];
         }
     }
-    bf16* to = args.d_qkv + static_cast<u64>(work.first) * 3 * input.hidden + work.head * size;
+    bf16* to = args.d_qkv + work.head * size;
     f32 factors[2] = {input.scale, input.scale};
-    store_rows<size>(d_queries, factors, queries, work.offset, to, 3 * input.hidden, work.count);
+    store_rows<size>(d_queries, factors, queries, work.offset, to, 3 * input.hidden, work.first, rows);
 }
 
 /// Writes the gradients of keys and values. All scores are transposed: a warp's rows are keys, columns are queries.
 ///
-/// Shared memory: the keys, the values, and three stages of queries, gradients of the context and statistics.
+/// Shared memory: the keys, the values, and two stages of queries, gradients of the context and statistics.
 template <u32 size>
 DEVICE void backward_keys(const Backward& args) {
-    constexpr u32 QUERIES = WALK_ROWS, TILE = QUERIES * size * sizeof(bf16), STATISTICS = 2 * QUERIES * sizeof(f32);
+    // As many as leave registers for two gradients.
+    constexpr u32 QUERIES = size == 128 ? 16 : 32;
+    constexpr u32 TILE = QUERIES * size * sizeof(bf16), STATISTICS = 2 * QUERIES * sizeof(f32);
     constexpr u32 OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
     const Input& input = args.input;
     u32 rows = row_count(input.step, input.rows);
@@ -488,7 +484,7 @@ DEVICE void backward_keys(const Backward& args) {
     u32 lane = lane_index(), walk = work.block.first / 4 * 4;
     u8 *keys = shared_memory(), *values = keys + OWN_TILE, *stages = values + OWN_TILE;
 
-    auto stage_of = [&](u32 turn) { return stages + turn % 3 * (2 * TILE + STATISTICS); };
+    auto stage_of = [&](u32 turn) { return stages + turn % 2 * (2 * TILE + STATISTICS); };
     auto load = [&](u32 turn) {
         if (turn == 0) load_keys<size, BLOCK_ROWS>(keys, input, work, work.first - work.offset);
         u32 begin = walk + turn * QUERIES;
@@ -508,7 +504,7 @@ DEVICE void backward_keys(const Backward& args) {
     u32 next_place = find_place(walk + lane);
     f32 d_keys[size / 8][4] = {}, d_values[size / 8][4] = {};
     f32 factor = input.scale * LOG2_E;
-    take_turns<3>(count_tiles<QUERIES>(work, walk), load, [&](u32 turn) {
+    take_turns<2>(count_tiles<QUERIES>(work, walk), load, [&](u32 turn) {
         u32 begin = walk + turn * QUERIES, place = next_place, drawn = 0xffffffffu;
         next_place = find_place(begin + QUERIES + lane);
         u8 *queries = stage_of(turn), *d_context = queries + TILE;
@@ -539,10 +535,11 @@ DEVICE void backward_keys(const Backward& args) {
         add_weighted<size, QUERIES>(d_keys, gradients, queries);
     });
 
-    bf16* to = args.d_qkv + static_cast<u64>(work.first) * 3 * input.hidden + input.hidden + work.head * size;
+    bf16* to = args.d_qkv + input.hidden + work.head * size;
+    u32 stride = 3 * input.hidden;
     f32 key_factors[2] = {input.scale, input.scale}, value_factors[2] = {input.dropout.scale, input.dropout.scale};
-    store_rows<size>(d_keys, key_factors, keys, work.offset, to, 3 * input.hidden, work.count);
-    store_rows<size>(d_values, value_factors, values, work.offset, to + input.hidden, 3 * input.hidden, work.count);
+    store_rows<size>(d_keys, key_factors, keys, work.offset, to, stride, work.first, rows);
+    store_rows<size>(d_values, value_factors, values, work.offset, to + input.hidden, stride, work.first, rows);
 }
 
 KERNEL(attention_32, Forward, THREADS, 4) { forward<32>(args); }
