@@ -1,12 +1,12 @@
-// Multi-head self-attention over packed sequences (Vaswani et al. 2017, equation 1) on tensor cores, with dropout on
-// the probabilities. Scores never leave the registers (Dao 2023, FlashAttention-2).
+// Multi-head self-attention over packed sequences (Vaswani et al. 2017, equation 1) on tensor cores, with dropout
+// on the probabilities. Scores never leave the registers (Dao 2023, FlashAttention-2).
 //
-// A block takes 64 rows of one head, a warp 16 of them: queries in the forward pass and for their gradient, keys for
-// the gradients of keys and values. It walks over all rows that share a sequence with its own, a tile at a time, the
-// next tile on its way meanwhile. Who attends to whom is said by the bounds of each row's sequence, which serve both
-// ways: a query attends to a key if and only if each lies within the other's bounds.
+// A block takes 64 rows of one head, a warp 16 of them: queries in the forward pass and for their gradient, keys
+// for the gradients of keys and values. It walks over all rows that share a sequence with its own, tile by tile,
+// while the next ones are on their way. Who attends to whom is said by the bounds of each row's sequence, which
+// serve both ways: a query attends to a key if and only if each lies within the other's bounds.
 //
-// Backward runs twice over the scores: by queries, for the softmax's inner products `delta` and the gradient of the
+// Backward goes twice over the scores: by queries, for the softmax's inner products `delta` and the gradient of the
 // queries, then by keys. So every sum has one owner and one order.
 #include "prelude.cuh"
 
@@ -43,7 +43,7 @@ struct Backward {
     const bf16* d_context;
     /// `[tokens, 3 * hidden]`
     bf16* d_qkv;
-    /// `[2, heads, stride]`: the logarithms to base 2 and the deltas of all queries, from the first pass to the second.
+    /// `[2, heads, stride]`: the logarithms to base 2 and the deltas of all queries, from one kernel to the next.
     f32* statistics;
     /// Rows, a multiple of `BLOCK_ROWS`.
     u32 stride;
@@ -58,7 +58,7 @@ constexpr u32 WARP_ROWS = 16;
 constexpr f32 LOG2_E = 1.4426950408889634f;
 constexpr u32 MINUS_INFINITY = 0xff800000u;
 
-// ---- sequences ---------------------------------------------------------------------------------------------------
+// ---- sequences --------------------------------------------------------------------------------------------------
 
 /// A row's place and the rows of its sequence, from `first` to before `last`; none for a dead row.
 struct Row {
@@ -101,8 +101,8 @@ DEVICE Reach find_reach(const Input& input, u32 begin, u32 rows) {
     return reach;
 }
 
-/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row `begin + b`;
-/// for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
+/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row
+/// `begin + b`; for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
 DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32 first, u32 begin, u32 end) {
     u32 bits = 0;
     for (u32 position = begin > first ? (begin - first) / 8 * 8 : 0; first + position < end; position += 8) {
@@ -118,7 +118,7 @@ DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32
     return bits;
 }
 
-// ---- tiles in shared memory: rows of `size` columns --------------------------------------------------------------
+// ---- tiles in shared memory: rows of `size` columns -------------------------------------------------------------
 
 /// Where eight columns of a row lie. The chunks of 16 bytes are permuted within each row so that the same chunk of
 /// eight rows lies in all banks.
@@ -155,8 +155,8 @@ DEVICE void add_products(f32 (&sums)[columns / 8][4], u8* a, u32 row, u8* b) {
     }
 }
 
-/// `sums += weights b`: weights `[16, columns]`, b a tile of `columns` rows. Sums of one product are laid out as the
-/// left operand of the next, so weights need no exchange between lanes.
+/// `sums += weights b`: weights `[16, columns]`, b a tile of `columns` rows. Sums of one product are laid out as
+/// the left operand of the next, so weights need no exchange between lanes.
 template <u32 size, u32 columns>
 DEVICE void add_weighted(f32 (&sums)[size / 8][4], const f32 (&weights)[columns / 8][4], u8* b) {
     u32 lane = lane_index();
@@ -172,8 +172,8 @@ DEVICE void add_weighted(f32 (&sums)[size / 8][4], const f32 (&weights)[columns 
     }
 }
 
-/// Stores the warp's 16 rows, each times its factor, as rows `first` on of a matrix whose rows are `stride` apart, none
-/// beyond `rows`. They pass through the warp's own rows of a tile, from `row`, so that whole lines are written.
+/// Stores the warp's 16 rows, each times its factor, as rows `first` on of a matrix whose rows are `stride` apart,
+/// none beyond `rows`. They pass through the warp's own rows of a tile, from `row`, to be written in whole lines.
 template <u32 size>
 DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], u8* tile, u32 row, bf16* matrix,
                        u32 stride, u32 first, u32 rows) {
@@ -195,7 +195,7 @@ DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], 
     }
 }
 
-// ---- passes ------------------------------------------------------------------------------------------------------
+// ---- passes -----------------------------------------------------------------------------------------------------
 
 /// What a warp works on, and whom it meets.
 struct Work {
@@ -234,7 +234,7 @@ DEVICE bool touches(const Work& work, u32 begin) {
     return work.warp.first < begin + columns && begin < work.warp.last;
 }
 
-/// Sets to minus infinity the products with those of `columns` rows from `begin` that are not of the row's sequence.
+/// Sets to minus infinity the products of rows that share no sequence, with `columns` rows from `begin`.
 template <u32 columns>
 DEVICE void mask(f32 (&products)[columns / 8][4], const Work& work, u32 begin) {
     if (work.warp.common_first <= begin && begin + columns <= work.warp.common_last) return;
@@ -285,8 +285,8 @@ DEVICE f32 quad_max(f32 value) {
     return fmaxf(value, shuffle_xor(value, 2));
 }
 
-/// Takes turns: `use(turn)` follows `load(turn)`, which starts asynchronous copies to stage `turn % stages` and runs
-/// `stages - 1` turns ahead. Nothing is copied if there are no turns.
+/// Takes turns: `use(turn)` follows `load(turn)`, which starts asynchronous copies to stage `turn % stages` and
+/// runs `stages - 1` turns ahead. Nothing is copied if there are no turns.
 template <u32 stages, class Load, class Use>
 DEVICE void take_turns(u32 turns, Load load, Use use) {
     UNROLL for (u32 turn = 0; turn < stages - 1; ++turn) {
@@ -306,9 +306,9 @@ DEVICE void take_turns(u32 turns, Load load, Use use) {
 /// Starts to load `count` keys and, to the tile after them, their values.
 template <u32 size, u32 count>
 DEVICE void load_keys(u8* tiles, const Input& input, const Work& work, u32 begin) {
-    const bf16* keys = input.qkv + input.hidden + work.head * size;
+    const bf16 *keys = input.qkv + input.hidden + work.head * size, *values = keys + input.hidden;
     load_tile<size, count>(tiles, keys, 3 * input.hidden, begin, work.rows);
-    load_tile<size, count>(tiles + count * size * sizeof(bf16), keys + input.hidden, 3 * input.hidden, begin, work.rows);
+    load_tile<size, count>(tiles + count * size * sizeof(bf16), values, 3 * input.hidden, begin, work.rows);
 }
 
 /// Starts to load `count` queries and, to the tile after them, the gradients of their context.
@@ -390,9 +390,9 @@ DEVICE void forward(const Forward& args) {
 
 /// Writes the statistics of the queries and their gradient.
 ///
-/// With P the probabilities, K the dropout's factors and D the gradients of their products: the scores' gradients are
-/// P (K D - delta), where delta is the sum of P K D over the keys. So the keys are passed twice, first for delta.
-/// Shared memory: the queries, the context's gradients, and four stages of keys and values.
+/// With P the probabilities, K the dropout's factors and D the gradients of their products: the gradients of the
+/// scores are P (K D - delta), where delta is the sum of P K D over the keys. So the keys are passed twice, first
+/// for delta. Shared memory: the queries, the gradients of their context, and four stages of keys and values.
 template <u32 size>
 DEVICE void backward_queries(const Backward& args) {
     constexpr u32 KEYS = 32, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
@@ -511,8 +511,8 @@ DEVICE void backward_keys(const Backward& args) {
         const f32* logarithms = reinterpret_cast<const f32*>(d_context + TILE);
         if (!touches<QUERIES>(work, begin)) return;
         if (input.dropout.threshold != 0) {
-            u32 first = begin + lane - (place & 0xffff);
-            drawn = draw_bits(input.step, input.dropout, work.head, place, first, work.first, work.first + WARP_ROWS);
+            u32 first = begin + lane - (place & 0xffff), end = work.first + WARP_ROWS;
+            drawn = draw_bits(input.step, input.dropout, work.head, place, first, work.first, end);
         }
         f32 products[QUERIES / 8][4] = {}, gradients[QUERIES / 8][4] = {};
         add_products<size, QUERIES>(products, keys, work.offset, queries);

@@ -1,6 +1,6 @@
-// Multi-head self-attention over packed sequences (Vaswani et al. 2017, equation 1) on plain multipliers, for f32 and
-// for heads of any size up to 256. The passes are those of `attention.cu`; here a warp has one row, and each of its
-// lanes one row of a tile of those that share a sequence with any row of the block.
+// Multi-head self-attention over packed sequences (Vaswani et al. 2017, equation 1) on plain multipliers, for f32
+// and for heads of any size up to 256. The passes are those of `attention.cu`; here a warp has one row, and each of
+// its lanes one row of a tile of those that share a sequence with any row of the block.
 #include "prelude.cuh"
 
 template <class T>
@@ -62,9 +62,9 @@ struct Work {
 
 template <class T>
 DEVICE Work find_work(const Input<T>& input, u32 rows) {
-    Work work = {rows, block_x(), input.hidden / input.heads, block_y() * WARPS + warp_index(), 0, 0, 0, 0xffffffffu, 0};
-    for (u32 i = 0; i < WARPS; ++i) {
-        u32 row = block_y() * WARPS + i;
+    u32 begin = block_y() * WARPS, size = input.hidden / input.heads;
+    Work work = {rows, block_x(), size, begin + warp_index(), 0, 0, 0, 0xffffffffu, 0};
+    for (u32 row = begin; row < begin + WARPS; ++row) {
         if (row >= rows) break;
         u32 place = input.places[row], sequence = place >> 16;
         if (sequence >= input.step->sequences) continue;
@@ -107,8 +107,8 @@ DEVICE void load_rows(f32* to, u32 pitch, Columns<T> from, const Work& work, u32
 /// Floats from one row of a tile to the next: odd, so that lanes read the same column from different banks.
 DEVICE u32 pitch_of(const Work& work) { return work.size | 1; }
 
-/// Loads the tiles of two matrices, each in turn, and calls `use(begin, left, right)` where they hold any row of the
-/// warp's sequence: row `begin + lane` for each lane, and the first row of each tile in shared memory.
+/// Loads tile after tile of two matrices, and where they hold any row of the warp's sequence calls
+/// `use(row, left, right)` with the lane's row and both tiles.
 template <class T, class Use>
 DEVICE void walk(f32* shared, Columns<T> left, Columns<T> right, const Work& work, Use use) {
     u32 pitch = pitch_of(work);
@@ -151,11 +151,12 @@ DEVICE void store_row(const f32 (&sums)[PARTS], f32 factor, T* matrix, u32 strid
 }
 
 /// What dropout multiplies the probability of the query at `place` for its sequence's key `position` by.
-DEVICE f32 drop_factor(const Step* step, Dropout dropout, u32 head, u32 place, u32 position) {
-    if (dropout.threshold == 0) return 1.0f;
+template <class T>
+DEVICE f32 drop_factor(const Input<T>& input, u32 head, u32 place, u32 position) {
+    if (input.dropout.threshold == 0) return 1.0f;
     u32 words[4];
-    draw_eight(words, step, dropout, head, place, position / 8);
-    return keep_factor(words, dropout, position);
+    draw_eight(words, input.step, input.dropout, head, place, position / 8);
+    return keep_factor(words, input.dropout, position);
 }
 
 /// Shared memory: the queries, a tile of keys and one of values.
@@ -183,8 +184,8 @@ DEVICE void forward(const Forward<T>& args) {
         sum = fmaf(sum, shrink, warp_sum(probability));
         largest = now;
         UNROLL for (u32 part = 0; part < PARTS; ++part) context[part] *= shrink;
-        f32 factor = inside ? drop_factor(input.step, input.dropout, work.head, work.place, key - work.first) : 0.0f;
-        add_weighted(context, probability * factor, values, work);
+        if (inside) probability *= drop_factor(input, work.head, work.place, key - work.first);
+        add_weighted(context, probability, values, work);
     });
 
     store_row(context, sum > 0.0f ? 1.0f / sum : 0.0f, args.context, input.hidden, work);
@@ -194,15 +195,16 @@ DEVICE void forward(const Forward<T>& args) {
     }
 }
 
-/// The probability of a query for a key with its dropout factor, and the gradient of their product with the latter.
+/// The probability of a query for a key, its dropout factor, and the gradient of the probability.
 struct Pair {
     f32 probability, factor, gradient;
 };
 
+/// From the product of query and key, and that of the context's gradient and the value.
 template <class T>
-DEVICE Pair find_pair(const Backward<T>& args, const Work& work, f32 product, f32 gradient, f32 log_sum_exp, u32 place,
-                      u32 position) {
-    f32 factor = drop_factor(args.input.step, args.input.dropout, work.head, place, position);
+DEVICE Pair find_pair(const Backward<T>& args, u32 head, u32 place, u32 position, f32 log_sum_exp, f32 product,
+                      f32 gradient) {
+    f32 factor = drop_factor(args.input, head, place, position);
     return {expf(fmaf(product, args.input.scale, -log_sum_exp)), factor, gradient * factor};
 }
 
@@ -221,14 +223,15 @@ DEVICE void backward_queries(const Backward<T>& args) {
     load_rows(queries, work.size, third_of(input, work, 0), work, block_y() * WARPS, WARPS);
     load_rows(d_contexts, work.size, d_context, work, block_y() * WARPS, WARPS);
     const f32 *query = queries + warp_index() * work.size, *d_row = d_contexts + warp_index() * work.size;
-    f32 log_sum_exp = work.row < rows ? args.log_sum_exp[static_cast<u64>(work.row) * input.heads + work.head] : 0.0f;
+    u64 at = static_cast<u64>(work.row) * input.heads + work.head;
+    f32 log_sum_exp = work.row < rows ? args.log_sum_exp[at] : 0.0f;
 
     Columns<T> keys = third_of(input, work, 1), values = third_of(input, work, 2);
     auto find = [&](u32 key, const f32* keys, const f32* values) {
         if (key < work.first || key >= work.last) return Pair{0.0f, 0.0f, 0.0f};
         u32 offset = lane_index() * pitch_of(work);
         f32 product = dot(query, keys + offset, work.size), gradient = dot(d_row, values + offset, work.size);
-        return find_pair(args, work, product, gradient, log_sum_exp, work.place, key - work.first);
+        return find_pair(args, work.head, work.place, key - work.first, log_sum_exp, product, gradient);
     };
     f32 delta = 0.0f, d_query[PARTS] = {};
     walk(tiles, keys, values, work, [&](u32 key, const f32* keys, const f32* values) {
@@ -262,19 +265,21 @@ DEVICE void backward_keys(const Backward<T>& args) {
 
     f32 d_key[PARTS] = {}, d_value[PARTS] = {};
     Columns<T> d_context = {args.d_context + work.head * work.size, input.hidden};
-    walk(tiles, third_of(input, work, 0), d_context, work, [&](u32 query, const f32* queries, const f32* d_contexts) {
+    auto use = [&](u32 query, const f32* queries, const f32* d_contexts) {
         Pair pair = {0.0f, 0.0f, 0.0f};
         f32 delta = 0.0f;
         if (work.first <= query && query < work.last) {
-            u32 offset = lane_index() * pitch_of(work), place = work.place - (work.row - work.first) + (query - work.first);
-            f32 product = dot(key, queries + offset, work.size), gradient = dot(value, d_contexts + offset, work.size);
+            u32 offset = lane_index() * pitch_of(work), place = work.place + query - work.row;
+            f32 product = dot(key, queries + offset, work.size);
+            f32 gradient = dot(value, d_contexts + offset, work.size);
             f32 log_sum_exp = args.log_sum_exp[static_cast<u64>(query) * input.heads + work.head];
             delta = args.statistics[work.head * args.stride + query];
-            pair = find_pair(args, work, product, gradient, log_sum_exp, place, work.row - work.first);
+            pair = find_pair(args, work.head, place, work.row - work.first, log_sum_exp, product, gradient);
         }
         add_weighted(d_value, pair.probability * pair.factor, d_contexts, work);
         add_weighted(d_key, pair.probability * (pair.gradient - delta), queries, work);
-    });
+    };
+    walk(tiles, third_of(input, work, 0), d_context, work, use);
 
     store_row(d_key, input.scale, args.d_qkv + input.hidden, 3 * input.hidden, work);
     store_row(d_value, 1.0f, args.d_qkv + 2 * input.hidden, 3 * input.hidden, work);
