@@ -3,6 +3,7 @@
 //! What each operation launches is plain data ([`launch`]), made without a device.
 
 pub mod activation;
+pub mod attention;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
