@@ -42,10 +42,29 @@ pub const KEPT: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The buffers do not fit into memory.
-    #[error("out of memory: the plan needs {bytes} bytes; a smaller --batch-size or --max-length needs less")]
+    #[error(
+        "out of memory: the plan needs {bytes} bytes{}; a smaller --batch-size or --max-length needs less",
+        available.map_or(String::new(), |bytes| format!(" and {bytes} are free"))
+    )]
     OutOfMemory {
         /// What was asked for.
         bytes: usize,
+        /// What there is, where that is known.
+        available: Option<usize>,
+    },
+    /// There is no device to run on.
+    #[error("{reason}")]
+    NoDevice {
+        /// What is missing.
+        reason: String,
+    },
+    /// The device or its driver failed: what was queued before may be lost.
+    #[error("the GPU failed while {what}: {error}")]
+    Device {
+        /// What was being done, or found to have failed.
+        what: String,
+        /// The driver's words.
+        error: String,
     },
 }
 

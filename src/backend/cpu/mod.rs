@@ -123,7 +123,7 @@ impl Backend for CpuBackend {
         ] {
             let buffer = self.buffer(space);
             if buffer.len() != len {
-                *buffer = zeros(len).ok_or(BackendError::OutOfMemory { bytes })?;
+                *buffer = zeros(len).ok_or(BackendError::OutOfMemory { bytes, available: None })?;
             }
         }
         Ok(())

@@ -1,0 +1,272 @@
+//! One GPU: its context, its one stream, its kernels, and the unsafe calls that move bytes and launch.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::arch::Arch;
+use super::images::{Image, Images, Tools};
+use super::launch::{Address, Launch};
+use super::probe;
+use crate::backend::BackendError;
+
+/// A GPU that is ready to run kernels. All its work is in one stream, in order.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    modules: Vec<Arc<CudaModule>>,
+    functions: HashMap<&'static str, CudaFunction>,
+    name: String,
+    processors: u32,
+    shared: i32,
+    images: Images,
+}
+
+impl Device {
+    /// The GPU of this number, with its kernels: those in the program, else compiled by `tools`.
+    ///
+    /// # Errors
+    /// If there is no driver or no such GPU, or if there is neither an image of a kernel nor a compiler.
+    pub fn new(number: usize, tools: &Tools) -> Result<Self, BackendError> {
+        let absent = |reason: String| BackendError::NoDevice { reason };
+        let driver = probe::driver().map_err(absent)?;
+        let driver = driver.ok_or_else(|| absent("the NVIDIA driver (libcuda) is not installed".into()))?;
+        let Some(probed) = driver.devices.get(number) else {
+            let count = driver.devices.len();
+            return Err(absent(format!("there is no GPU {number}; the driver sees {count}")));
+        };
+        let arch = Arch::of_capability(probed.capability.0, probed.capability.1);
+        let images = Images::new(arch, tools).map_err(|error| absent(error.to_string()))?;
+        let context = CudaContext::new(number).map_err(failed("opening the device"))?;
+        // SAFETY: nothing has been allocated, there is one stream, and it orders all that touches memory.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let attribute = |which| context.attribute(which).map_err(failed("asking for an attribute"));
+        let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let load = |image: &Image| {
+            let binary = Ptx::from_binary(image.cubin.to_vec());
+            context.load_module(binary).map_err(failed("loading the kernels"))
+        };
+        let modules = images.list.iter().map(load).collect::<Result<_, _>>()?;
+        let (name, functions) = (probed.name.clone(), HashMap::new());
+        Ok(Self { context, stream, modules, functions, name, processors, shared, images })
+    }
+
+    /// As NVIDIA calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its multiprocessors.
+    pub fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    /// Its kernels' images.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Bytes of its memory that are free.
+    pub fn free_memory(&self) -> Result<usize, BackendError> {
+        Ok(self.context.mem_get_info().map_err(failed("asking for free memory"))?.0)
+    }
+
+    /// Memory of its own, zeroed.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Memory, BackendError> {
+        // SAFETY: it is zeroed before anyone reads it.
+        let bytes_of_it = match unsafe { self.stream.alloc::<u8>(bytes.max(1)) } {
+            Ok(memory) => memory,
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                return Err(BackendError::OutOfMemory { bytes, available: Some(self.free_memory()?) });
+            }
+            Err(error) => return Err(failed("allocating memory")(error)),
+        };
+        let start = bytes_of_it.device_ptr(&self.stream).0;
+        self.zero(start, bytes)?;
+        Ok(Memory { start, bytes, _owner: bytes_of_it })
+    }
+
+    /// Queues a copy within the device's memory.
+    pub(super) fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), BackendError> {
+        // SAFETY: both lie within this device's memory, apart from each other.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(failed("copying within the GPU"))
+    }
+
+    /// Queues a copy from memory that stays as it is until the copy is done: pinned memory, or before a
+    /// [`Device::synchronize`].
+    pub(super) fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: `to` is within this device's memory, which the planner's spans guarantee, and `bytes` stays.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(failed("copying to the GPU"))
+    }
+
+    /// Queues a copy to memory that is not looked at before the copy is done.
+    pub(super) fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), BackendError> {
+        // SAFETY: `from` is within this device's memory, and `bytes` is left alone until then.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) }
+            .map_err(failed("copying from the GPU"))
+    }
+
+    /// Queues the zeroing of memory.
+    pub(super) fn zero(&self, at: Address, bytes: usize) -> Result<(), BackendError> {
+        // SAFETY: within this device's memory.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(failed("zeroing memory"))
+    }
+
+    /// Waits until all that is queued is done; an error of a kernel shows here at the latest.
+    pub fn synchronize(&self) -> Result<(), BackendError> {
+        self.stream.synchronize().map_err(failed("running kernels"))
+    }
+
+    /// Queues a launch.
+    pub fn launch(&mut self, launch: &Launch) -> Result<(), BackendError> {
+        let function = self.function(launch.kernel)?.cu_function();
+        // Eight-byte words, so that the struct lies as aligned as its addresses.
+        let mut words = [0u64; 64];
+        assert!(launch.arguments.len() <= size_of_val(&words), "{} takes too large a struct", launch.kernel);
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..launch.arguments.len()]
+            .copy_from_slice(&launch.arguments);
+        let mut arguments = [words.as_mut_ptr().cast::<c_void>()];
+        let [x, y, z] = launch.grid;
+        // SAFETY: the struct is the twin of what the kernel takes, and its addresses are of this device.
+        unsafe {
+            let stream = self.stream.cu_stream();
+            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), launch.shared, stream, &mut arguments)
+        }
+        .map_err(|error| BackendError::Device { what: format!("launching {}", launch.kernel), error: text(error) })
+    }
+
+    /// Records launches as a graph that replays them all by one call.
+    pub fn capture(&mut self, launches: &[Launch]) -> Result<Graph, BackendError> {
+        // Kernels are looked up before: loading one within a capture would break it.
+        for launch in launches {
+            self.function(launch.kernel)?;
+        }
+        let what = "capturing a graph";
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed(what))?;
+        let launched = launches.iter().try_for_each(|launch| self.launch(launch));
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags_enum(0));
+        launched?;
+        let graph = graph.map_err(failed(what))?;
+        if let Some(graph) = &graph {
+            graph.upload().map_err(failed(what))?;
+        }
+        Ok(Graph(graph))
+    }
+
+    /// Marks a point in the stream.
+    pub(super) fn event(&self, timing: bool) -> Result<CudaEvent, BackendError> {
+        let flags = match timing {
+            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
+            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+        };
+        self.context.new_event(Some(flags)).map_err(failed("making an event"))
+    }
+
+    /// Marks the end of all that is queued so far.
+    pub(super) fn record(&self, event: &CudaEvent) -> Result<(), BackendError> {
+        event.record(&self.stream).map_err(failed("recording an event"))
+    }
+
+    /// Waits until an event has passed; one that was never recorded has.
+    pub(super) fn wait(&self, event: &CudaEvent) -> Result<(), BackendError> {
+        event.synchronize().map_err(failed("running kernels"))
+    }
+
+    /// Milliseconds that `work` takes on the device, which it queues.
+    pub fn milliseconds(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), BackendError>,
+    ) -> Result<f32, BackendError> {
+        let (start, end) = (self.event(true)?, self.event(true)?);
+        self.record(&start)?;
+        work(self)?;
+        self.record(&end)?;
+        start.elapsed_ms(&end).map_err(failed("running kernels"))
+    }
+
+    /// Page-locked memory of the host, which the device copies from and to by itself.
+    pub(super) fn pinned(&self, bytes: usize) -> Result<Pinned, BackendError> {
+        // SAFETY: a plain allocation; `Pinned` zeroes it and frees it.
+        let start = unsafe { result::malloc_host(bytes, 0) }.map_err(failed("allocating pinned memory"))?;
+        let start = start.cast::<u8>();
+        // SAFETY: just allocated with so many bytes.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(Pinned { start, bytes, context: self.context.clone() })
+    }
+
+    fn function(&mut self, kernel: &'static str) -> Result<&CudaFunction, BackendError> {
+        if !self.functions.contains_key(kernel) {
+            let found = self.modules.iter().find_map(|module| module.load_function(kernel).ok());
+            let function = found.unwrap_or_else(|| panic!("no module has a kernel {kernel}"));
+            let fixed = function.shared_size_bytes().map_err(failed("asking for a kernel's memory"))?;
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, self.shared - fixed).map_err(failed("allowing shared memory"))?;
+            self.functions.insert(kernel, function);
+        }
+        Ok(&self.functions[kernel])
+    }
+}
+
+/// Memory of the device.
+pub(super) struct Memory {
+    /// Where it starts.
+    pub(super) start: Address,
+    /// How much it is.
+    pub(super) bytes: usize,
+    _owner: CudaSlice<u8>,
+}
+
+/// Launches that replay by one call.
+pub struct Graph(Option<CudaGraph>);
+
+impl Graph {
+    /// Queues them all.
+    pub fn launch(&self) -> Result<(), BackendError> {
+        self.0.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(failed("launching a graph")))
+    }
+}
+
+/// Page-locked memory of the host.
+pub(super) struct Pinned {
+    start: *mut u8,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl Pinned {
+    /// Its bytes. Nothing that the device still copies from or to may be touched.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated with so many bytes, and borrowed as a whole.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `Device::pinned`, and freed once.
+        self.context.record_err(unsafe { result::free_host(self.start.cast()) });
+    }
+}
+
+/// Turns a failure of the driver into one that says what was being done.
+pub(super) fn failed(what: &'static str) -> impl Fn(DriverError) -> BackendError {
+    move |error| BackendError::Device { what: what.to_string(), error: text(error) }
+}
+
+fn text(error: DriverError) -> String {
+    match (error.error_name(), error.error_string()) {
+        (Ok(name), Ok(said)) => format!("{}: {}", name.to_string_lossy(), said.to_string_lossy()),
+        _ => format!("{error:?}"),
+    }
+}
