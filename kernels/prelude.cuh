@@ -67,6 +67,13 @@ DEVICE f32 exp2_fast(f32 x) {
     return y;
 }
 
+/// 1 / x to 1 unit in the last place; subnormal numbers count as 0.
+DEVICE f32 reciprocal_fast(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /// Rounds to nearest, ties to even.
 DEVICE bf16 to_bf16(f32 x) {
     bf16 y;
