@@ -1,5 +1,5 @@
-// Matrix products on ordinary multipliers: of f32, and of any shape, alignment or mixture of types that the tensor cores'
-// kernel does not take. An element is summed in the order of its depth, by fused multiply-adds.
+// Matrix products on ordinary multipliers: of f32, and of any shape, alignment or mixture of types that the tensor
+// cores' kernel does not take. An element is summed in the order of its depth, by fused multiply-adds.
 #include "product.cuh"
 
 /// A block computes 64 x 64 of C, 16 of the depth at a time; a thread 8 rows x 4 columns.
@@ -9,18 +9,6 @@ constexpr u32 EACH = LINES * DEPTH / THREADS;
 /// From one place in the depth to the next in shared memory; a multiple of 16 bytes, and such that the transposing
 /// writes spread over the banks.
 constexpr u32 STRIDE = LINES + 4;
-
-/// An operand as its product sees it: lines, which are the rows of A or the columns of C, each as long as the depth.
-struct Operand {
-    /// Row-major, `[all_lines, depth]` or `[depth, all_lines]`.
-    const void* matrix;
-    u32 is_bf16;
-    /// From one row to the next.
-    u32 stride;
-    u32 first_line;
-    u32 all_lines;
-    u32 end_of_depth;
-};
 
 /// Which element of a tile this thread moves as its `i`-th; neighbouring threads move neighbours in memory.
 template <bool by_line>
@@ -68,16 +56,13 @@ DEVICE void multiply_tile(const Product& args) {
 
     const Part part = part_of_block<LINES, LINES>(args);
     if (!part.exists) return;
-    const u32 whole_depth = row_count(args.step, args.depth);
-    const Operand a = {args.a, args.a_is_bf16, form == TN ? part.rows : whole_depth, part.first_row, part.rows,
-                       part.end_of_depth};
-    const Operand b = {args.b, args.b_is_bf16, form == NT ? whole_depth : args.columns, part.first_column, args.columns,
-                       part.end_of_depth};
+    const Operand a = operand_a<form>(args, part), b = operand_b<form>(args, part);
 
     // Two buffers of a tile of A and one of B: the next are written while one is read.
     f32* tiles = reinterpret_cast<f32*>(shared_memory());
     f32 next_a[EACH], next_b[EACH];
-    const u32 own_row = thread_index() / (LINES / ACROSS) * DOWN, own_column = thread_index() % (LINES / ACROSS) * ACROSS;
+    const u32 own_row = thread_index() / (LINES / ACROSS) * DOWN;
+    const u32 own_column = thread_index() % (LINES / ACROSS) * ACROSS;
     f32 sums[DOWN][ACROSS];
     UNROLL for (u32 i = 0; i < DOWN; ++i) {
         UNROLL for (u32 j = 0; j < ACROSS; ++j) sums[i][j] = 0.0f;

@@ -1,30 +1,19 @@
-// Matrix products of bf16 on tensor cores, for every card since Ampere: mma.sync fed by ldmatrix from a ring of tiles
-// that cp.async fills ahead.
+// Matrix products of bf16 on tensor cores, for every card since Ampere: mma.sync fed by ldmatrix from a ring of
+// tiles that cp.async fills ahead.
 //
-// The rows of A and of B are multiples of 16 bytes and start at one; what lies beyond a matrix counts as zeros. All tiles
-// sum an element in the same order, so the choice among them changes no bit.
+// The rows of A and of B are multiples of 16 bytes and start at one; what lies beyond a matrix counts as zeros. All
+// tiles sum an element in the same order, so the choice among them changes no bit.
 #include "product.cuh"
 
-/// Where a chunk of 16 bytes of a tile lies, counted in chunks. Of any eight neighbouring rows, the same chunk lies in
-/// eight different groups of banks, so that ldmatrix reads without conflicts.
+/// Where a chunk of 16 bytes of a tile lies, counted in chunks. Of any eight neighbouring rows, the same chunk lies
+/// in eight different groups of banks, so that ldmatrix reads without conflicts.
 template <u32 chunks_in_row>
 DEVICE u32 chunk_place(u32 row, u32 chunk) {
     return row * chunks_in_row + (chunk ^ (chunks_in_row >= 8 ? row % 8 : row / 2 % 4));
 }
 
-/// An operand as its product sees it: lines, which are the rows of A or the columns of C, each as long as the depth.
-struct Operand {
-    /// Row-major, `[all_lines, depth]` or `[depth, all_lines]`.
-    const bf16* matrix;
-    /// From one row to the next.
-    u32 stride;
-    u32 first_line;
-    u32 all_lines;
-    u32 end_of_depth;
-};
-
-/// A part of an operand in shared memory. Here as in global memory either the depth is contiguous (`by_line`) or the
-/// lines are; ldmatrix transposes where that is not what the fragment needs.
+/// A part of an operand in shared memory. Here as in global memory either the depth is contiguous (`by_line`) or
+/// the lines are; ldmatrix transposes where that is not what the fragment needs.
 template <bool by_line, u32 lines, u32 depth>
 struct OperandTile {
     static constexpr u32 ROWS = by_line ? lines : depth;
@@ -38,13 +27,14 @@ struct OperandTile {
         const u32 first_column = by_line ? first_depth : from.first_line;
         const u32 end_of_rows = by_line ? from.all_lines : from.end_of_depth;
         const u32 end_of_columns = by_line ? from.end_of_depth : from.all_lines;
+        const bf16* matrix = static_cast<const bf16*>(from.matrix);
         UNROLL for (u32 i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
             u32 index = i * THREADS + thread_index();
             u32 row = index / CHUNKS, chunk = index % CHUNKS;
             u32 from_row = first_row + row, from_column = first_column + 8 * chunk;
             bool valid = from_row < end_of_rows && from_column < end_of_columns;
             copy_async(tile + 16 * chunk_place<CHUNKS>(row, chunk),
-                       from.matrix + static_cast<u64>(from_row) * from.stride + from_column, valid);
+                       matrix + static_cast<u64>(from_row) * from.stride + from_column, valid);
         }
     }
 
@@ -71,11 +61,12 @@ struct OperandTile {
     }
 };
 
-/// A tile of C of `tile_rows` x `tile_columns` by 2 x 2 warps, `depth` at a time, with `stages` tiles of each operand in
-/// the ring.
+/// A tile of C of `tile_rows` x `tile_columns` by 2 x 2 warps, `depth` at a time, with `stages` tiles of each
+/// operand in the ring.
 ///
-/// Fragments are loaded 16 of the depth ahead of the multiplications that use them, across the barrier too, so that the
-/// tensor cores have work while shared memory is read: those of B in turns, one of A as soon as its last use is behind.
+/// Fragments are loaded 16 of the depth ahead of the multiplications that use them, across the barrier too, so that
+/// the tensor cores have work while shared memory is read: those of B in turns, one of A as soon as its last use is
+/// behind.
 template <u32 form, u32 tile_rows, u32 tile_columns, u32 depth, u32 stages>
 DEVICE void multiply_tile(const Product& args) {
     using TileA = OperandTile<form != TN, tile_rows, depth>;
@@ -83,16 +74,12 @@ DEVICE void multiply_tile(const Product& args) {
     constexpr u32 STAGE = TileA::BYTES + TileB::BYTES;
     constexpr u32 WARP_ROWS = tile_rows / 2, WARP_COLUMNS = tile_columns / 2;
     constexpr u32 DOWN = WARP_ROWS / 16, ACROSS = WARP_COLUMNS / 8, PARTS = depth / 16;
-    static_assert(PARTS % 2 == 0 && stages >= 3, "fragments alternate, and a tile is filled while two are waited for");
+    static_assert(PARTS % 2 == 0 && stages >= 3, "fragments alternate, and tiles are filled ahead");
 
     const Part own = part_of_block<tile_rows, tile_columns>(args);
     if (!own.exists) return;
-    const u32 whole_depth = row_count(args.step, args.depth);
     const u32 steps = ceiling_division(own.end_of_depth - own.first_depth, depth);
-    const Operand a = {static_cast<const bf16*>(args.a), form == TN ? own.rows : whole_depth, own.first_row, own.rows,
-                       own.end_of_depth};
-    const Operand b = {static_cast<const bf16*>(args.b), form == NT ? whole_depth : args.columns, own.first_column,
-                       args.columns, own.end_of_depth};
+    const Operand a = operand_a<form>(args, own), b = operand_b<form>(args, own);
 
     u8* ring = shared_memory();
     auto copy = [&](u32 step) {
@@ -149,8 +136,7 @@ DEVICE void multiply_tile(const Product& args) {
             }
         }
     }
-    // What was loaded for the step after the last is not used.
-    copy_async_wait<0>();
+    // What was loaded for the step after the last is not used; all have loaded when the ring is written again.
     sync_block();
 
     auto stage = [&](u32 pass, f32* staged) {
@@ -160,8 +146,8 @@ DEVICE void multiply_tile(const Product& args) {
             if (row / STAGED_ROWS != pass) continue;
             UNROLL for (u32 j = 0; j < ACROSS; ++j) {
                 UNROLL for (u32 half = 0; half < 2; ++half) {
-                    u32 place =
-                        staged_place<tile_columns>(row % STAGED_ROWS + 8 * half + group, warp_column + 8 * j + pair);
+                    u32 staged_row = row % STAGED_ROWS + 8 * half + group;
+                    u32 place = staged_place<tile_columns>(staged_row, warp_column + 8 * j + pair);
                     Two two = {{sums[i][j][2 * half], sums[i][j][2 * half + 1]}};
                     *reinterpret_cast<Two*>(staged + place) = two;
                 }
@@ -171,10 +157,8 @@ DEVICE void multiply_tile(const Product& args) {
     finish_tile<tile_rows, tile_columns>(args, own, stage);
 }
 
-#define PRODUCT(name, form, rows, columns, depth, stages, blocks)                                                      \
-    KERNEL(name, Product, THREADS, blocks) {                                                                           \
-        multiply_tile<form, rows, columns, depth, stages>(args);                                                       \
-    }
+#define PRODUCT(name, form, rows, columns, depth, stages, blocks)                                                  \
+    KERNEL(name, Product, THREADS, blocks) { multiply_tile<form, rows, columns, depth, stages>(args); }
 
 // All use 48 KiB of shared memory: at least two blocks fit every card.
 PRODUCT(gemm_bf16_nt_128x128, NT, 128, 128, 32, 3, 2)

@@ -1,5 +1,5 @@
-// What all matrix products have in common: their argument, which block computes which tile of C, and what happens to a
-// tile as it is written.
+// What all matrix products have in common: their argument, which block computes which tile of C, and what happens
+// to a tile as it is written.
 #pragma once
 #include "activation.cuh"
 #include "prelude.cuh"
@@ -47,7 +47,8 @@ struct Product {
     u32 a_is_bf16;
     u32 b_is_bf16;
     u32 c_is_bf16;
-    /// Whether eight neighbours of C, `other` and `before` start at a multiple of 16 bytes each, and none is cut off.
+    /// Whether eight neighbours of C, `other` and `before` start at a multiple of 16 bytes each, and none is cut
+    /// off.
     u32 vectors;
     u32 unused;
 };
@@ -57,7 +58,8 @@ constexpr u32 THREADS = 128;
 /// Slices of the depth begin at multiples of it.
 constexpr u32 SLICE_UNIT = 64;
 
-/// The length of all slices but the last. It follows the real depth, so that a small batch keeps all slices at work.
+/// The length of all slices but the last. It follows the real depth, so that a small batch keeps all slices at
+/// work.
 DEVICE u32 slice_length(u32 depth, u32 slices) {
     return ceiling_division(ceiling_division(depth, slices), SLICE_UNIT) * SLICE_UNIT;
 }
@@ -69,6 +71,8 @@ struct Part {
     bool exists;
     /// Of all of C.
     u32 rows;
+    /// Of all of the product.
+    u32 depth;
     u32 first_row;
     u32 first_column;
     u32 slice;
@@ -78,22 +82,23 @@ struct Part {
 
 /// The part of this block: a tile by block_x, a slice by block_y.
 ///
-/// Tiles are taken eight rows of them at a time, column by column: what runs at one time then needs about as many rows of
-/// A as columns of B, and both stay in the L2 cache.
+/// Tiles are taken eight rows of them at a time, column by column: what runs at one time then needs about as many
+/// rows of A as columns of B, and both stay in the L2 cache.
 template <u32 tile_rows, u32 tile_columns>
 DEVICE Part part_of_block(const Product& args) {
     constexpr u32 GROUP = 8;
     Part part;
     part.rows = row_count(args.step, args.rows);
-    u32 depth = row_count(args.step, args.depth), length = slice_length(depth, args.slices);
+    part.depth = row_count(args.step, args.depth);
+    u32 length = slice_length(part.depth, args.slices);
     part.slice = block_y();
     part.first_depth = part.slice * length;
-    part.end_of_depth = min(part.first_depth + length, depth);
+    part.end_of_depth = min(part.first_depth + length, part.depth);
 
     u32 rows_of_tiles = ceiling_division(part.rows, tile_rows);
     u32 tiles_in_row = ceiling_division(args.columns, tile_columns);
     // Of no depth the product is zeros, which the first slice stores; no one looks at what the others would store.
-    part.exists = block_x() < rows_of_tiles * tiles_in_row && (part.slice == 0 || part.first_depth < depth);
+    part.exists = block_x() < rows_of_tiles * tiles_in_row && (part.slice == 0 || part.first_depth < part.depth);
     if (part.exists) {
         u32 group = block_x() / (GROUP * tiles_in_row), within = block_x() % (GROUP * tiles_in_row);
         u32 height = min(GROUP, rows_of_tiles - GROUP * group);
@@ -103,11 +108,35 @@ DEVICE Part part_of_block(const Product& args) {
     return part;
 }
 
+/// An operand as a part of the product sees it: lines, which are the rows of A or the columns of C, each as long as
+/// the depth.
+struct Operand {
+    /// Row-major: `[all_lines, depth]`, or `[depth, all_lines]`.
+    const void* matrix;
+    u32 is_bf16;
+    /// From one row to the next, in elements.
+    u32 stride;
+    u32 first_line;
+    u32 all_lines;
+    u32 end_of_depth;
+};
+
+template <u32 form>
+DEVICE Operand operand_a(const Product& args, const Part& part) {
+    u32 stride = form == TN ? part.rows : part.depth;
+    return {args.a, args.a_is_bf16, stride, part.first_row, part.rows, part.end_of_depth};
+}
+template <u32 form>
+DEVICE Operand operand_b(const Product& args, const Part& part) {
+    u32 stride = form == NT ? part.depth : args.columns;
+    return {args.b, args.b_is_bf16, stride, part.first_column, args.columns, part.end_of_depth};
+}
+
 /// Rows of a tile of C that lie in shared memory at a time.
 constexpr u32 STAGED_ROWS = 32;
 
-/// Where `column`, an even one, of a row of staged numbers lies. Eight neighbours move as one and their halves may change
-/// places, such that neither the writes of fragments nor the reads of eights meet in a bank.
+/// Where `column`, an even one, of a row of staged numbers lies. Eight neighbours move as one and their halves may
+/// change places, such that neither the writes of fragments nor the reads of eights meet in a bank.
 template <u32 tile_columns>
 DEVICE u32 staged_place(u32 row, u32 column) {
     u32 eight = column / 8, half = column / 4 % 2;
@@ -160,12 +189,12 @@ DEVICE void store_up_to_eight(T* to, const f32 (&from)[8], u32 count) {
     }
 }
 
-/// Finishes a tile of C, `tile_rows` x `tile_columns`, and writes it, in passes of 32 rows. All threads call it, after
-/// the last read of the shared memory by what came before.
+/// Finishes a tile of C, `tile_rows` x `tile_columns`, and writes it, in passes of 32 rows. All threads call it,
+/// after the last read of the shared memory by what came before.
 ///
-/// `stage(pass, staged)` writes this thread's share of the pass's sums to shared memory, each at its `staged_place`. A
-/// thread then takes eight neighbours at a time: one block of draws, 16 bytes of bf16. What is read beside the product is
-/// on its way from global memory while the pass before is worked on.
+/// `stage(pass, staged)` writes this thread's share of the pass's sums to shared memory, each at its
+/// `staged_place`. A thread then takes eight neighbours at a time: one block of draws, 16 bytes of bf16. What is
+/// read beside the product is on its way from global memory while the pass before is worked on.
 template <u32 tile_rows, u32 tile_columns, class T, class Stage>
 DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stage) {
     constexpr u32 EIGHTS = tile_columns / 8, ROWS_AT_A_TIME = THREADS / EIGHTS;
@@ -225,7 +254,8 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
             if (args.finish == LINEAR) {
                 if (args.dropout.threshold > 0) {
                     u32 draws[4];
-                    draw_eight(draws, args.step, args.dropout, 0, args.keys ? args.keys[row_of_c] : row_of_c, column / 8);
+                    u32 key = args.keys ? args.keys[row_of_c] : row_of_c;
+                    draw_eight(draws, args.step, args.dropout, 0, key, column / 8);
                     UNROLL for (u32 i = 0; i < 8; ++i) values[i] *= keep_factor(draws, args.dropout, i);
                 }
                 UNROLL for (u32 i = 0; i < 8; ++i) values[i] += beside[i];
@@ -247,7 +277,6 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
         // The staged numbers are read before the next pass writes.
         sync_block();
     }
-    copy_async_wait<0>();
 
     if (args.sums) {
         UNROLL for (u32 i = 0; i < 8; ++i) staged[own_row * tile_columns + own_column + i] = sums[i];
