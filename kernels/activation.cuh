@@ -31,8 +31,8 @@ DEVICE TailAndFactor normal(f32 size) {
     return {bell * t * ratio, bell};
 }
 
-/// The logistic function at 2 sqrt(2 / pi) (size + 0.044715 size^3), for `size` >= 0: its upper tail, and itself as the
-/// factor. With it (1 + tanh(y)) / 2, the logistic function at 2 y, needs no tanh.
+/// The logistic function at 2 sqrt(2 / pi) (size + 0.044715 size^3), for `size` >= 0: its upper tail, and itself as
+/// the factor. With it (1 + tanh(y)) / 2, the logistic function at 2 y, needs no tanh.
 DEVICE TailAndFactor logistic(f32 size) {
     f32 decay = exp_fast(-1.595769f * size * fmaf(0.044715f * size, size, 1.0f));
     f32 share = reciprocal_fast(1.0f + decay);

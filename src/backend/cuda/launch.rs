@@ -150,12 +150,17 @@ pub(super) fn blocks(items: u32, each: u32) -> u32 {
     items.div_ceil(each).max(1)
 }
 
+/// The multiprocessors of an H100, what launches are made for unless the device is asked.
+const PROCESSORS: u32 = 132;
+
 /// Collects the launches of a program, and the scratch memory that they need.
 pub struct Launches {
     /// The batch's size in device memory.
     pub step: Address,
     /// The size that grids are made for.
     pub extents: Extents,
+    /// The device's multiprocessors, among which work is divided.
+    pub processors: u32,
     /// In order.
     pub list: Vec<Launch>,
     scratch: Address,
@@ -165,7 +170,7 @@ pub struct Launches {
 impl Launches {
     /// Launches that read the step at `step` and use the memory at `scratch`.
     pub fn new(step: Address, extents: Extents, scratch: Address) -> Self {
-        Self { step, extents, list: Vec::new(), scratch, scratch_bytes: 0 }
+        Self { step, extents, processors: PROCESSORS, list: Vec::new(), scratch, scratch_bytes: 0 }
     }
 
     /// Adds a launch.
