@@ -253,7 +253,8 @@ pub fn backward(launches: &mut Launches, op: &AddNormGrad) {
         unused: 0,
     };
     // A row of f32 for each warp, where the block's rows come together.
-    let shared = if width.fits_a_warp() { (BACKWARD / 32) as usize * cols * size_of::<f32>() } else { SHARED };
+    let shared =
+        if width.fits_a_warp() { (BACKWARD / 32) as usize * cols * size_of::<f32>() } else { SHARED };
     launches.push(kernels!("add_norm_grad", op.d_y, width), [parts, 1, 1], BACKWARD, shared, &arguments);
     sums::finish(launches, partials, parts, &[op.d_gamma, op.d_beta]);
 }
