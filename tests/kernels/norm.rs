@@ -1,11 +1,11 @@
 //! Layer normalization against the CPU's.
 
 use mtdnn_raw::backend::cpu::SinkMut;
-use mtdnn_raw::backend::cpu::dropout::RowDropout;
+use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cpu::norm as cpu;
 use mtdnn_raw::backend::cuda::embedding::Tables;
-use mtdnn_raw::backend::cuda::launch::{DropoutSite, Target};
+use mtdnn_raw::backend::cuda::launch::{DropoutSite, Operand, Target};
 use mtdnn_raw::backend::cuda::norm::{self, AddNorm, AddNormGrad, EmbeddingNorm};
 use mtdnn_raw::tensor::{DType, Dropout, Rows};
 
@@ -67,12 +67,7 @@ impl Case {
         (0..self.rows as u32).map(|row| row << 16 | (3 * row + 1)).collect()
     }
 
-    fn parameter(
-        &self,
-        bench: &mut Bench,
-        name: &str,
-        values: &[f32],
-    ) -> mtdnn_raw::backend::cuda::launch::Operand {
+    fn parameter(&self, bench: &mut Bench, name: &str, values: &[f32]) -> Operand {
         match self.odd_parameters {
             true => bench.parameter(name, DType::F32, self.cols, values),
             false => bench.value(name, DType::F32, Rows::Fixed(1), self.cols, values),
@@ -205,7 +200,7 @@ fn the_embedding_is_normalized_in_one_go() {
             let mut inverse_std = vec![0.0; tokens];
             cpu::add_norm(Isa::detect(), &input, &mut y, &mut normalized, &mut inverse_std);
             let drop = RowDropout { stream: STREAM, dropout, keys: Some(&batch.places) };
-            mtdnn_raw::backend::cpu::dropout::drop_rows(Isa::detect(), drop, &y, cols, &mut out);
+            drop_rows(Isa::detect(), drop, &y, cols, &mut out);
 
             let mut bench = Bench::new(batch.extents());
             let at = batch.write(&mut bench);

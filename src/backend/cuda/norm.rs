@@ -259,8 +259,8 @@ pub fn backward(launches: &mut Launches, op: &AddNormGrad) {
     sums::finish(launches, partials, parts, &[op.d_gamma, op.d_beta]);
 }
 
-/// Bytes of shared memory for two sums of each warp, by turns.
-const SHARED: usize = 128;
+/// Bytes of shared memory for two sums of each of eight warps.
+const SHARED: usize = 64;
 
 /// Which of a kernel's variants takes rows of a width.
 #[derive(Clone, Copy, PartialEq)]
@@ -284,11 +284,11 @@ impl Width {
         }
         assert!(x.cols <= MOST_COLS, "layer normalization of {} columns", x.cols);
         let mut all = [beside, parameters, &[x]].concat().into_iter();
-        match x.cols {
+        match x.cols.div_ceil(256) {
             _ if !all.all(|operand| operand.has_whole_rows()) => Width::Any,
-            ..=512 => Width::To512,
-            ..=768 => Width::To768,
-            ..=1024 => Width::To1024,
+            0..=2 => Width::To512,
+            3 => Width::To768,
+            4 => Width::To1024,
             _ => Width::To4096,
         }
     }
