@@ -1,4 +1,4 @@
-// Element by element: constants, sums, dropout and roundings. `src/backend/cuda/elementwise.rs` has the structs' twins.
+// Element by element: constants, sums, dropout, roundings. `src/backend/cuda/elementwise.rs` has the structs' twins.
 #include "prelude.cuh"
 
 constexpr u32 THREADS = 256;
@@ -8,7 +8,8 @@ DEVICE u32 first_element() { return (block_x() * THREADS + thread_index()) * 8; 
 
 template <class T>
 DEVICE Eight<T> read_elements(const T* from, u32 first, u32 count, bool aligned) {
-    return aligned && first + 8 <= count ? read_eight<true>(from, first, count) : read_eight<false>(from, first, count);
+    if (aligned && first + 8 <= count) return read_eight<true>(from, first, count);
+    return read_eight<false>(from, first, count);
 }
 template <class T>
 DEVICE void write_elements(T* to, u32 first, u32 count, const f32 (&values)[8], bool aligned) {

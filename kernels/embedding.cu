@@ -58,7 +58,7 @@ DEVICE void embed(const Embedding<T>& args) {
 KERNEL(embed_bf16, Embedding<bf16>, THREADS, 3) { args.whole != 0 ? embed<true>(args) : embed<false>(args); }
 KERNEL(embed_f32, Embedding<f32>, THREADS, 3) { args.whole != 0 ? embed<true>(args) : embed<false>(args); }
 
-// ---- word gradients ----------------------------------------------------------------------------------------------
+// ---- word gradients ---------------------------------------------------------------------------------------------
 
 /// What both stages of the words' gradient take.
 template <class T>
@@ -72,8 +72,8 @@ struct WordGrad {
     const T* d_out;
     /// `[vocabulary, cols]`; where it is stored to, it holds zeros
     f32* d_word;
-    /// `[chunks, 2, cols]`: of each chunk the sum of the rows whose id also ends the chunk before, and of those whose
-    /// id begins in this chunk and goes on in the next
+    /// `[chunks, 2, cols]`: of each chunk the sum of the rows whose id also ends the chunk before, and of those
+    /// whose id begins in this chunk and goes on in the next
     f32* partials;
     Rows rows;
     u32 cols;
@@ -136,8 +136,12 @@ DEVICE void sum_chunk(const WordGrad<T>& args) {
         }
     }
 }
-KERNEL(sum_words_bf16, WordGrad<bf16>, WORD_THREADS, 3) { args.whole != 0 ? sum_chunk<true>(args) : sum_chunk<false>(args); }
-KERNEL(sum_words_f32, WordGrad<f32>, WORD_THREADS, 3) { args.whole != 0 ? sum_chunk<true>(args) : sum_chunk<false>(args); }
+KERNEL(sum_words_bf16, WordGrad<bf16>, WORD_THREADS, 3) {
+    args.whole != 0 ? sum_chunk<true>(args) : sum_chunk<false>(args);
+}
+KERNEL(sum_words_f32, WordGrad<f32>, WORD_THREADS, 3) {
+    args.whole != 0 ? sum_chunk<true>(args) : sum_chunk<false>(args);
+}
 
 /// A block for a chunk again: where an id begins in it and goes on, it adds up what the chunks have of that id.
 template <bool whole>
@@ -161,9 +165,11 @@ DEVICE void join_chunks(const WordGrad<f32>& args) {
         sink_eight<whole>(args.d_word + static_cast<u64>(id) * cols, column, cols, sums, true);
     }
 }
-KERNEL(join_words, WordGrad<f32>, WORD_THREADS, 3) { args.whole != 0 ? join_chunks<true>(args) : join_chunks<false>(args); }
+KERNEL(join_words, WordGrad<f32>, WORD_THREADS, 3) {
+    args.whole != 0 ? join_chunks<true>(args) : join_chunks<false>(args);
+}
 
-// ---- position and type gradients ---------------------------------------------------------------------------------
+// ---- position and type gradients --------------------------------------------------------------------------------
 
 /// What the gradients of the short tables take.
 template <class T>
@@ -188,8 +194,8 @@ struct TableGrad {
     u32 whole;
 };
 
-/// `out[cols] = sum of d_out[row_of(i)]` for i from `begin` to `end`, 256 columns a block; a row may be none. Warps take
-/// turns, and their sums come together in order.
+/// `out[cols] = sum of d_out[row_of(i)]` for i from `begin` to `end`, 256 columns a block; a row may be none. Warps
+/// take turns, and their sums come together in order.
 template <bool whole, class T, class RowOf>
 DEVICE void sum_rows(const TableGrad<T>& args, u32 begin, u32 end, f32* out, RowOf row_of) {
     constexpr u32 batch = 4;
@@ -223,7 +229,8 @@ DEVICE void sum_rows(const TableGrad<T>& args, u32 begin, u32 end, f32* out, Row
 template <bool whole, class T>
 DEVICE void sum_positions(const TableGrad<T>& args) {
     const u32 position = block_x();
-    sum_rows<whole>(args, 0, args.step->sequences, args.out + static_cast<u64>(position) * args.cols, [&](u32 sequence) {
+    f32* out = args.out + static_cast<u64>(position) * args.cols;
+    sum_rows<whole>(args, 0, args.step->sequences, out, [&](u32 sequence) {
         u32 row = args.starts[sequence] + position;
         return row < args.ends[sequence] ? row : NONE;
     });

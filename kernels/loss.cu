@@ -20,8 +20,8 @@ DEVICE Softmax join(Softmax left, Softmax right) {
     return {largest, left.sum * expf(left.largest - base) + right.sum * expf(right.largest - base)};
 }
 
-/// The softmax of `count` logits times `gamma`, which `warps` warps look through once, in steps of eight for loads to
-/// overlap; the same in all of their threads. Across warps it goes by `of_warps` `[warps]`.
+/// The softmax of `count` logits times `gamma`, which `warps` warps look through once, in steps of eight for loads
+/// to overlap; the same in all of their threads. Across warps it goes by `of_warps` `[warps]`.
 template <u32 warps>
 DEVICE Softmax softmax(const f32* logits, u32 count, f32 gamma, Softmax* of_warps) {
     constexpr u32 threads = 32 * warps, batch = 8;
@@ -79,7 +79,7 @@ KERNEL(mean_of_rows, Mean, MEAN, 1) {
     if (thread_index() == 0) *args.out = static_cast<f32>(sum / rows);
 }
 
-// ---- classification ----------------------------------------------------------------------------------------------
+// ---- classification ---------------------------------------------------------------------------------------------
 
 struct CrossEntropy {
     const Step* step;
@@ -140,7 +140,7 @@ DEVICE void cross_entropy_grad(const CrossEntropy& args) {
 KERNEL(cross_entropy_grad_few, CrossEntropy, FEW, 4) { cross_entropy_grad<1, FEW>(args); }
 KERNEL(cross_entropy_grad_many, CrossEntropy, MANY, 2) { cross_entropy_grad<MANY / 32, MANY>(args); }
 
-// ---- regression --------------------------------------------------------------------------------------------------
+// ---- regression -------------------------------------------------------------------------------------------------
 
 struct SquaredError {
     const Step* step;
@@ -174,7 +174,7 @@ KERNEL(squared_error_grad, SquaredError, FEW, 1) {
     args.out[row] = (args.predictions[row] - args.targets[row]) * share;
 }
 
-// ---- ranking -----------------------------------------------------------------------------------------------------
+// ---- ranking ----------------------------------------------------------------------------------------------------
 
 struct Ranking {
     const Step* step;

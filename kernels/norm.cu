@@ -1,9 +1,9 @@
-// Layer normalization (Ba, Kiros and Hinton 2016) of a sum, with the dropout before it; and of the embedding's sum, with
-// the dropout after it. `src/backend/cuda/norm.rs` has the structs' twins.
+// Layer normalization (Ba, Kiros and Hinton 2016) of a sum, with the dropout before it; and of the embedding's sum,
+// with the dropout after it. `src/backend/cuda/norm.rs` has the structs' twins.
 //
-// A row lies in the registers of one warp, or of the whole block where it is wide: some eights of columns in a thread,
-// the neighbouring eight in the neighbouring lane. So mean and variance are taken one after the other, without the
-// cancellation of a difference of squares, and memory is read once.
+// A row lies in the registers of one warp, or of the whole block where it is wide: some eights of columns in a
+// thread, the neighbouring eight in the neighbouring lane. So mean and variance are taken one after the other,
+// without the cancellation of a difference of squares, and memory is read once.
 #include "prelude.cuh"
 
 /// Threads of a block forward and backward, where half of the registers hold sums.
@@ -15,8 +15,8 @@ DEVICE u32 strip_column(u32 i) {
     return 8 * (i * 32 * warps + thread_index() % (32 * warps));
 }
 
-/// The sum over the threads that share a row. Where they are a block it goes by `sums` `[warps]` in shared memory, which
-/// the caller must not use again before the next barrier.
+/// The sum over the threads that share a row. Where they are a block it goes by `sums` `[warps]` in shared memory,
+/// which the caller must not use again before the next barrier.
 template <u32 warps>
 DEVICE f32 row_sum(f32 value, f32* sums) {
     value = warp_sum(value);
@@ -33,7 +33,8 @@ DEVICE f32 sum_eight(const f32 (&x)[8]) {
     return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
 }
 
-/// `values = (values - mean) * inverse_std`, and returns `inverse_std`; columns beyond the row's end hold zeros before.
+/// `values = (values - mean) * inverse_std`, and returns `inverse_std`; columns beyond the row's end hold zeros
+/// before.
 template <u32 strips, u32 warps, bool whole>
 DEVICE f32 normalize(f32 (&values)[strips][8], u32 cols, f32 epsilon) {
     f32* sums = reinterpret_cast<f32*>(shared_memory());
@@ -126,8 +127,8 @@ DEVICE void add_norm(const AddNorm<T>& args) {
     }
 }
 
-/// `out = dropout(gamma * normalized(word[id] + position[place] + token_type[type]) + beta)`: what stands before the
-/// first layer, without the values between, which no backward pass reads.
+/// `out = dropout(gamma * normalized(word[id] + position[place] + token_type[type]) + beta)`: what stands before
+/// the first layer, without the values between, which no backward pass reads.
 template <class T>
 struct EmbeddingNorm {
     const Step* step;
@@ -257,13 +258,12 @@ DEVICE void write_partial(f32* partial, const f32 (&sums)[strips][8], u32 cols) 
 
 template <u32 strips, u32 warps, bool whole, class T>
 DEVICE void add_norm_grad(const AddNormGrad<T>& args) {
-    constexpr u32 rows_at_a_time = BACKWARD / 32 / warps;
+    constexpr u32 at_a_time = BACKWARD / 32 / warps;
     f32* shared_sums = reinterpret_cast<f32*>(shared_memory());
     const Step step = *args.step;
     const u32 rows = row_count(&step, args.rows), cols = args.cols;
     f32 d_gamma[strips][8] = {}, d_beta[strips][8] = {};
-    u32 turn = 0;
-    for (u32 row = block_x() * rows_at_a_time + warp_index() / warps; row < rows; row += grid_x() * rows_at_a_time) {
+    for (u32 row = block_x() * at_a_time + warp_index() / warps; row < rows; row += grid_x() * at_a_time) {
         const u64 first = static_cast<u64>(row) * cols;
         Eight<T> d_y[strips], normalized[strips];
         UNROLL for (u32 i = 0; i < strips; ++i) {
@@ -287,11 +287,9 @@ DEVICE void add_norm_grad(const AddNormGrad<T>& args) {
             sum += sum_eight(d);
             dot += sum_eight(n);
         }
-        // Two places by turns: a warp may be a row ahead of another.
-        f32* place = shared_sums + turn * 2 * warps;
-        turn ^= 1;
-        f32 mean = row_sum<warps>(sum, place) / static_cast<f32>(cols);
-        f32 slope = row_sum<warps>(dot, place + warps) / static_cast<f32>(cols);
+        // Each sum's barrier also keeps the other's place until all have read it.
+        f32 mean = row_sum<warps>(sum, shared_sums) / static_cast<f32>(cols);
+        f32 slope = row_sum<warps>(dot, shared_sums + warps) / static_cast<f32>(cols);
         u32 key = args.dropout.threshold > 0 ? args.keys[row] : 0;
         UNROLL for (u32 i = 0; i < strips; ++i) {
             u32 column = strip_column<warps>(i);
@@ -313,11 +311,11 @@ DEVICE void add_norm_grad(const AddNormGrad<T>& args) {
 }
 
 // Rows of up to 512, 768 and 1024 columns in a warp, of up to 4096 in a block; `any` has no alignment to rely on.
-#define EACH_WIDTH(kernel, Arguments, T, threads, blocks)                                                              \
-    KERNEL(kernel##_##T##_512, Arguments<T>, threads, blocks) { kernel<2, 1, true>(args); }                            \
-    KERNEL(kernel##_##T##_768, Arguments<T>, threads, blocks) { kernel<3, 1, true>(args); }                            \
-    KERNEL(kernel##_##T##_1024, Arguments<T>, threads, blocks) { kernel<4, 1, true>(args); }                           \
-    KERNEL(kernel##_##T##_4096, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, true>(args); }    \
+#define EACH_WIDTH(kernel, Arguments, T, threads, blocks)                                                          \
+    KERNEL(kernel##_##T##_512, Arguments<T>, threads, blocks) { kernel<2, 1, true>(args); }                        \
+    KERNEL(kernel##_##T##_768, Arguments<T>, threads, blocks) { kernel<3, 1, true>(args); }                        \
+    KERNEL(kernel##_##T##_1024, Arguments<T>, threads, blocks) { kernel<4, 1, true>(args); }                       \
+    KERNEL(kernel##_##T##_4096, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, true>(args); } \
     KERNEL(kernel##_##T##_any, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, false>(args); }
 
 EACH_WIDTH(add_norm, AddNorm, bf16, FORWARD, 3)

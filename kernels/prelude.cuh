@@ -231,7 +231,7 @@ DEVICE f32 keep_factor(const u32 (&words)[4], Dropout dropout, u32 column) {
     return draw >= dropout.threshold ? dropout.scale : 0.0f;
 }
 
-// ---- rows in pieces of eight columns, which one block of draws covers --------------------------------------------
+// ---- rows in pieces of eight columns, which one block of draws covers ------------------------------------------
 
 /// Multiplies columns `8 block` to `8 block + 7` of the row `key` by what the site keeps of them.
 DEVICE void drop_eight(f32 (&values)[8], const Step* step, Dropout dropout, u32 key, u32 block) {
@@ -262,8 +262,8 @@ DEVICE void pack(Eight<f32>& to, const f32 (&from)[8]) {
     UNROLL for (u32 i = 0; i < 8; ++i) to.packs[i / 4].words[i % 4] = f32_to_bits(from[i]);
 }
 
-/// Columns `column` to `column + 7` of a row of `cols`, zeros beyond its end. `whole` says that eights end where the
-/// row does and start at multiples of 16 bytes: they are then moved by packs, else element by element.
+/// Columns `column` to `column + 7` of a row of `cols`, zeros beyond its end. `whole` says that eights end where
+/// the row does and start at multiples of 16 bytes: they are then moved by packs, else element by element.
 template <bool whole, class T>
 DEVICE Eight<T> read_eight(const T* row, u32 column, u32 cols) {
     Eight<T> eight = {};

@@ -44,8 +44,8 @@ DEVICE u32 find_group(const UpdateGroup* groups, u32 count, u64 element) {
     return low;
 }
 
-/// Calls `work(group, quad, begin, end)` with each group that has elements of the block's chunk and each four elements
-/// `4 quad` to `4 quad + 3` that are the thread's; those from `begin` to `end` are the group's, and all four mostly.
+/// Calls `work(group, quad, begin, end)` with each group that has elements of the block's chunk and each four
+/// elements `4 quad` to `4 quad + 3` that are the thread's; those from `begin` to `end` are the group's, mostly all.
 template <class Work>
 DEVICE void each_quad(const UpdateGroup* groups, u32 count, u64 chunk, Work work) {
     const u64 chunk_begin = chunk * CHUNK, chunk_end = chunk_begin + CHUNK;
@@ -104,7 +104,7 @@ DEVICE void write_quad(bf16* to, u64 quad, u64 begin, u64 end, const Quad& from)
     }
 }
 
-// ---- the norm ----------------------------------------------------------------------------------------------------
+// ---- the norm ---------------------------------------------------------------------------------------------------
 
 struct SquaredNorm {
     /// `[groups]`, ascending
@@ -134,14 +134,15 @@ DEVICE f64 block_sum(f64 value) {
 KERNEL(squared_norm, SquaredNorm, THREADS, 4) {
     f64 sum = 0.0;
     for (u32 chunk = block_x(); chunk < args.chunks; chunk += grid_x()) {
-        each_quad(args.groups, args.group_count, chunk, [&](const UpdateGroup& group, u64 quad, u64 begin, u64 end) {
+        auto add = [&](const UpdateGroup& group, u64 quad, u64 begin, u64 end) {
             if (group.zero_gradient != 0) return;
             Quad gradient = read_quad(args.gradients, quad, begin, end);
             UNROLL for (u32 i = 0; i < 4; ++i) {
                 f64 g = gradient.values[i];
                 sum += g * g;
             }
-        });
+        };
+        each_quad(args.groups, args.group_count, chunk, add);
     }
     sum = block_sum<THREADS>(sum);
     if (thread_index() == 0) args.partials[block_x()] = sum;
@@ -173,7 +174,7 @@ KERNEL(clip_scale, ClipScale, FINISH, 1) {
     *args.clip = {static_cast<f32>(norm), static_cast<f32>(scale + (norm - norm))};
 }
 
-// ---- the update --------------------------------------------------------------------------------------------------
+// ---- the update -------------------------------------------------------------------------------------------------
 
 struct Update {
     /// `[groups]`, ascending
@@ -259,7 +260,7 @@ template <class Rule>
 DEVICE void update(const Update& args) {
     const f32 scale = args.clip->scale;
     if (scale != scale) return;
-    each_quad(args.groups, args.group_count, block_x(), [&](const UpdateGroup& group, u64 quad, u64 begin, u64 end) {
+    auto step = [&](const UpdateGroup& group, u64 quad, u64 begin, u64 end) {
         Quad theta = read_quad(args.parameters, quad, begin, end), first = read_quad(args.first, quad, begin, end);
         Quad second = {}, gradient = {};
         if (Rule::has_second) second = read_quad(args.second, quad, begin, end);
@@ -273,7 +274,8 @@ DEVICE void update(const Update& args) {
         write_quad(args.first, quad, begin, end, first);
         if (Rule::has_second) write_quad(args.second, quad, begin, end, second);
         if (args.copy != nullptr) write_quad(args.copy, quad, begin, end, theta);
-    });
+    };
+    each_quad(args.groups, args.group_count, block_x(), step);
 }
 KERNEL(update_adamax_mtdnn, Update, THREADS, 4) { update<AdamaxMtdnn>(args); }
 KERNEL(update_adamax_w, Update, THREADS, 4) { update<AdamaxW>(args); }

@@ -1,6 +1,18 @@
 //! Kernels through the host emulation. Here: that the emulation computes what a device would, and finds each fault.
 
+#[path = "kernels/elementwise.rs"]
+mod elementwise;
+#[path = "kernels/embedding.rs"]
+mod embedding;
 mod emulation;
+#[path = "kernels/loss.rs"]
+mod loss;
+#[path = "kernels/norm.rs"]
+mod norm;
+#[path = "kernels/support.rs"]
+mod support;
+#[path = "kernels/update.rs"]
+mod update;
 
 use bytemuck::{Pod, Zeroable};
 use emulation::{Emulation, Memory, Order};

@@ -54,7 +54,6 @@ pub fn backward(launches: &mut Launches, d_out: Operand, rows: Address, d_x: Tar
     if !d_x.add {
         fill(launches, d_x.operand, 0.0);
     }
-    let arguments =
-        Gather { add: d_x.add.into(), ..Gather::new(launches, d_out, rows, d_x.operand, d_out) };
+    let arguments = Gather { add: d_x.add.into(), ..Gather::new(launches, d_out, rows, d_x.operand, d_out) };
     launches.push(d_out.pick("scatter_bf16", "scatter_f32"), grid(d_out), 256, 0, &arguments);
 }

@@ -190,7 +190,12 @@ pub fn ranking(launches: &mut Launches, candidates: &Candidates, loss: Operand) 
 }
 
 /// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
-pub fn ranking_gradient(launches: &mut Launches, candidates: &Candidates, d_loss: Operand, d_scores: Operand) {
+pub fn ranking_gradient(
+    launches: &mut Launches,
+    candidates: &Candidates,
+    d_loss: Operand,
+    d_scores: Operand,
+) {
     assert_eq!([d_loss.dtype, d_scores.dtype], [DType::F32; 2], "the scores' gradient");
     let groups = launches.extents.groups as u32;
     let arguments = candidates.arguments(launches, d_loss.address, d_scores.address);

@@ -253,13 +253,14 @@ pub fn backward(launches: &mut Launches, op: &AddNormGrad) {
         unused: 0,
     };
     // A row of f32 for each warp, where the block's rows come together.
-    let shared = if width.fits_a_warp() { (BACKWARD / 32) as usize * cols * size_of::<f32>() } else { SHARED };
+    let shared =
+        if width.fits_a_warp() { (BACKWARD / 32) as usize * cols * size_of::<f32>() } else { SHARED };
     launches.push(kernels!("add_norm_grad", op.d_y, width), [parts, 1, 1], BACKWARD, shared, &arguments);
     sums::finish(launches, partials, parts, &[op.d_gamma, op.d_beta]);
 }
 
-/// Bytes of shared memory for two sums of each warp, by turns.
-const SHARED: usize = 128;
+/// Bytes of shared memory for two sums of each of eight warps.
+const SHARED: usize = 64;
 
 /// Which of a kernel's variants takes rows of a width.
 #[derive(Clone, Copy, PartialEq)]
@@ -283,11 +284,11 @@ impl Width {
         }
         assert!(x.cols <= MOST_COLS, "layer normalization of {} columns", x.cols);
         let mut all = [beside, parameters, &[x]].concat().into_iter();
-        match x.cols {
+        match x.cols.div_ceil(256) {
             _ if !all.all(|operand| operand.has_whole_rows()) => Width::Any,
-            ..=512 => Width::To512,
-            ..=768 => Width::To768,
-            ..=1024 => Width::To1024,
+            0..=2 => Width::To512,
+            3 => Width::To768,
+            4 => Width::To1024,
             _ => Width::To4096,
         }
     }
