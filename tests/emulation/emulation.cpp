@@ -75,8 +75,8 @@ Thread& called_from(const void* place) {
 i32 run(Launch& launch, const char* kernel, u32 threads, u64 argument_bytes, void (*body)(const void*)) {
     launch.address = 0;
     if (const char* why = find_fault(launch, threads, argument_bytes)) {
-        snprintf(launch.message, launch.message_bytes, "kernel %s, %u threads, %u bytes of shared memory: %s", kernel,
-                 launch.threads, launch.shared, why);
+        snprintf(launch.message, launch.message_bytes, "kernel %s, %u threads, %u bytes of shared memory: %s",
+                 kernel, launch.threads, launch.shared, why);
         return 1;
     }
     machine = take_machine();

@@ -1,10 +1,10 @@
-// The host's meaning of the machine that `kernels/prelude.cuh` speaks to: every CUDA thread is a fiber, the blocks of
-// a launch run one after another. `emulation.cpp` has the machine itself.
+// The host's meaning of the machine that `kernels/prelude.cuh` speaks to: every CUDA thread is a fiber, the blocks
+// of a launch run one after another. `machine.h` has the machine itself.
 //
-// What a device would leave undefined is a failure with a message: a barrier or an operation of the warp that not all
-// threads reach, an address beyond shared memory, a copy that is misaligned. What only shows now and then on a device
-// is made to show: memory starts as NaN, an asynchronous copy lands when it is waited for and not before, and threads
-// run in the order that the launch asks for, so that a missing barrier gives other results in another order.
+// What a device would leave undefined is a failure with a message: a barrier or an operation of the warp that not
+// all threads reach, an address beyond shared memory, a copy that is misaligned. What only shows now and then on a
+// device is made to show: memory starts as NaN, an asynchronous copy lands when it is waited for and not before,
+// and threads run in the order that the launch asks for, so that a missing barrier gives other results in another.
 #pragma once
 
 #include <float.h>
@@ -25,7 +25,7 @@ struct Launch {
     u32 threads;
     /// Bytes of dynamic shared memory.
     u32 shared;
-    /// The order of threads between barriers, and of blocks: 0 ascending, 1 descending, else the seed of a random one.
+    /// The order of threads between barriers, and of blocks: 0 ascending, 1 descending, else a random one's seed.
     u32 order;
     const void* arguments;
     u64 argument_bytes;
@@ -64,16 +64,16 @@ void multiply_add(f32* d, const u32* a, u32 b0, u32 b1);
 
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
-#define KERNEL(name, Arguments, threads, blocks)                                                                       \
-    static __attribute__((noinline)) void name##_thread(const Arguments& args);                                        \
-    extern "C" __attribute__((visibility("default"))) i32 name(emulation::Launch* launch) {                            \
-        static_assert(std::is_trivially_copyable<Arguments>::value, "arguments are passed as bytes");                  \
-        static_assert(sizeof(Arguments) <= emulation::MOST_ARGUMENT_BYTES, "arguments are too large");                 \
-        static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1, "launch bounds");                     \
-        return emulation::run(*launch, #name, threads, sizeof(Arguments), [](const void* arguments) {                  \
-            name##_thread(*static_cast<const Arguments*>(arguments));                                                  \
-        });                                                                                                            \
-    }                                                                                                                  \
+#define KERNEL(name, Arguments, threads, blocks)                                                                   \
+    static __attribute__((noinline)) void name##_thread(const Arguments& args);                                    \
+    extern "C" __attribute__((visibility("default"))) i32 name(emulation::Launch* launch) {                        \
+        static_assert(std::is_trivially_copyable<Arguments>::value, "arguments are passed as bytes");              \
+        static_assert(sizeof(Arguments) <= emulation::MOST_ARGUMENT_BYTES, "arguments are too large");             \
+        static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1, "launch bounds");                 \
+        return emulation::run(*launch, #name, threads, sizeof(Arguments), [](const void* arguments) {              \
+            name##_thread(*static_cast<const Arguments*>(arguments));                                              \
+        });                                                                                                        \
+    }                                                                                                              \
     static void name##_thread([[maybe_unused]] const Arguments& args)
 
 DEVICE u8* shared_memory() { return emulation::current->shared; }
@@ -132,7 +132,9 @@ DEVICE u32 pack_bf16(f32 low, f32 high) {
 
 DEVICE u32 multiply_high(u32 a, u32 b) { return static_cast<u32>(static_cast<u64>(a) * b >> 32); }
 
-DEVICE void copy_async(void* shared, const void* global, bool valid) { emulation::copy_async(shared, global, valid); }
+DEVICE void copy_async(void* shared, const void* global, bool valid) {
+    emulation::copy_async(shared, global, valid);
+}
 DEVICE void copy_async_commit() { emulation::copy_async_commit(); }
 template <int pending>
 DEVICE void copy_async_wait() {

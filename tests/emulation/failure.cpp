@@ -16,7 +16,8 @@ std::string place_of(const void* place) {
     Dl_info info;
     if (place == nullptr || dladdr(place, &info) == 0 || info.dli_fname == nullptr) return "";
     char offset[32];
-    snprintf(offset, sizeof offset, "+0x%tx]", static_cast<const u8*>(place) - static_cast<const u8*>(info.dli_fbase));
+    const u8* start = static_cast<const u8*>(info.dli_fbase);
+    snprintf(offset, sizeof offset, "+0x%tx]", static_cast<const u8*>(place) - start);
     return std::string(" [") + info.dli_fname + offset;
 }
 
@@ -73,8 +74,8 @@ void Machine::report_stuck() {
         }
     }
     const u32(&block)[3] = current->block;
-    describe("kernel %s, block (%u, %u, %u): threads wait for others that never come:%s", kernel, block[0], block[1],
-             block[2], text.c_str());
+    describe("kernel %s, block (%u, %u, %u): threads wait for others that never come:%s", kernel, block[0],
+             block[1], block[2], text.c_str());
     leave();
 }
 

@@ -94,8 +94,8 @@ void Machine::run_block(u64 block) {
     current = first;
     switch_fiber(launcher, first->fiber);
     if (!failed && (was_written(shared_pages, shared) || was_written(shared + launch->shared, shared_end))) {
-        describe("kernel %s, block (%u, %u, %u): something beside the %u bytes of shared memory was written", kernel,
-                 x, y, z, launch->shared);
+        describe("kernel %s, block (%u, %u, %u): something beside the %u bytes of shared memory was written",
+                 kernel, x, y, z, launch->shared);
     }
 }
 

@@ -2,14 +2,13 @@
 // `failure.cpp` how it finds words for what kernels do wrong.
 #pragma once
 
-#include <vector>
-
-#include "prelude.cuh"
-
-#include "fiber.h"
-
 #include <signal.h>
 #include <ucontext.h>
+
+#include <vector>
+
+#include "fiber.h"
+#include "prelude.cuh"
 
 namespace emulation {
 
@@ -75,7 +74,8 @@ struct Warp {
     void* operands[WARP];
 };
 
-/// One multiprocessor with room for one block. Machines are kept and reused, one for each host thread that launches.
+/// One multiprocessor with room for one block. Machines are kept and reused, one for each host thread that
+/// launches.
 class Machine {
 public:
     Machine();

@@ -45,7 +45,7 @@ impl Memory {
         address
     }
 
-    /// A buffer of numbers that lies as a parameter does in the flat buffer: at a multiple of its elements' size only.
+    /// A buffer of numbers that lies as a parameter may in the flat buffer: at any multiple of its elements' size.
     pub fn parameter(&mut self, name: &str, dtype: DType, values: &[f32]) -> Address {
         let address = self.add(name, dtype, values.len(), size_of_element(dtype));
         self.write_floats(address, values);

@@ -1,4 +1,4 @@
-// Kernels for the tests of the emulation: some are right, and each of the others has one fault that must be found.
+// Kernels for the tests of the emulation: some are right, each of the others has one fault that must be found.
 #include "prelude.cuh"
 
 /// What all of them take; each says what it makes of it.
@@ -10,7 +10,7 @@ struct Selftest {
     u32 count;
 };
 
-// ---- right -------------------------------------------------------------------------------------------------------
+// ---- right ------------------------------------------------------------------------------------------------------
 
 /// out[grid, 64] = each block's part of a[grid, 64], backwards.
 KERNEL(reverse_blocks, Selftest, 64, 1) {
@@ -21,8 +21,8 @@ KERNEL(reverse_blocks, Selftest, 64, 1) {
     static_cast<u32*>(args.out)[start + thread_index()] = shared[63 - thread_index()];
 }
 
-/// out[64, 6] of a[64]: a sum and a maximum of the warp, its sum in f64, what lane 5 has, what the lane 3 further has
-/// as a number and as bits.
+/// out[64, 6] of a[64]: a sum and a maximum of the warp, its sum in f64, what lane 5 has, what the lane 3 further
+/// has as a number and as bits.
 KERNEL(shuffles, Selftest, 64, 1) {
     u32 thread = thread_index();
     f32 x = static_cast<const f32*>(args.a)[thread];
@@ -108,7 +108,7 @@ KERNEL(powers, Selftest, 32, 1) {
     }
 }
 
-/// out[grid, 64 Packs] = a by asynchronous copies in two groups; the second is cut off after `count` packs, and zeros
+/// out[64 Packs] = a by asynchronous copies in two groups; the second is cut off after `count` packs, and zeros
 /// follow. `pending` groups are left to land on their own.
 template <int pending>
 DEVICE void copy(const Selftest& args) {
@@ -127,7 +127,7 @@ DEVICE void copy(const Selftest& args) {
 }
 KERNEL(copies, Selftest, 32, 1) { copy<0>(args); }
 
-// ---- faulty: other results in another order ----------------------------------------------------------------------
+// ---- faulty: other results in another order ---------------------------------------------------------------------
 
 /// `reverse_blocks` without its barrier.
 KERNEL(without_block_barrier, Selftest, 64, 1) {
@@ -161,7 +161,7 @@ KERNEL(across_blocks, Selftest, 32, 1) {
     if (thread_index() == 0) out[0] = out[0] * 3 + block_x();
 }
 
-// ---- faulty: threads that do not come ----------------------------------------------------------------------------
+// ---- faulty: threads that do not come ---------------------------------------------------------------------------
 
 KERNEL(early_return, Selftest, 64, 1) {
     if (thread_index() < args.count) return;
@@ -196,7 +196,7 @@ KERNEL(two_operations, Selftest, 32, 1) {
     }
 }
 
-// ---- faulty: memory ----------------------------------------------------------------------------------------------
+// ---- faulty: memory ---------------------------------------------------------------------------------------------
 
 /// Reads and writes one element further than `count`.
 KERNEL(read_beyond, Selftest, 32, 1) {
@@ -240,14 +240,17 @@ KERNEL(matrices_from_off, Selftest, 32, 1) {
     static_cast<u32*>(args.out)[thread_index()] = got[0];
 }
 
-// ---- faulty: what C++ leaves undefined ---------------------------------------------------------------------------
+// ---- faulty: what C++ leaves undefined --------------------------------------------------------------------------
 
 KERNEL(divide_by_zero, Selftest, 32, 1) {
     static_cast<u32*>(args.out)[0] = 7 / (args.count - static_cast<const u32*>(args.a)[0]);
 }
-KERNEL(misaligned, Selftest, 32, 1) {
-    *static_cast<Pack*>(args.out) = *reinterpret_cast<const Pack*>(static_cast<const u8*>(args.a) + args.count);
+template <class T>
+DEVICE void move_from_off(const Selftest& args) {
+    *static_cast<T*>(args.out) = *reinterpret_cast<const T*>(static_cast<const u8*>(args.a) + args.count);
 }
+KERNEL(misaligned_word, Selftest, 32, 1) { move_from_off<u32>(args); }
+KERNEL(misaligned_pack, Selftest, 32, 1) { move_from_off<Pack>(args); }
 KERNEL(index_beyond_registers, Selftest, 32, 1) {
     u32 registers[4] = {};
     for (u32 at = 0; at <= args.count; ++at) registers[at] = at;
