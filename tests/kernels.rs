@@ -9,6 +9,8 @@ mod emulation;
 mod loss;
 #[path = "kernels/norm.rs"]
 mod norm;
+#[path = "kernels/programs.rs"]
+mod programs;
 #[path = "kernels/support.rs"]
 mod support;
 #[path = "kernels/update.rs"]

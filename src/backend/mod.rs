@@ -7,7 +7,7 @@ mod optimizer;
 
 pub use optimizer::{Group, Optimizer, Rule, Scalars};
 
-use crate::tensor::{Extents, Precision, Program, Span};
+use crate::tensor::{Extents, Op, Precision, Program, Span};
 
 /// How many elements each flat buffer holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,18 @@ pub struct StepScalars {
 /// Where a number that queued work leaves can be had: [`Backend::number`]. Good for the next [`KEPT`] of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
+
+impl Ticket {
+    /// The ticket of a backend's number with this place in the order of all.
+    pub fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Its place in that order, from 0.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// How many numbers a backend keeps.
 pub const KEPT: usize = 256;
@@ -92,6 +104,9 @@ pub trait Backend {
     ///
     /// All that is queued happens in order, and before whatever is read later.
     fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError>;
+
+    /// Queues one operation of a program by itself, so that two backends can be compared operation by operation.
+    fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError>;
 
     /// Queues an update: the groups' gradients are clipped to a global norm and their parameters updated.
     ///

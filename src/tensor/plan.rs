@@ -101,7 +101,12 @@ impl Program {
         self.values[var.index()].dtype
     }
 
-    /// Whether a value is a parameter's.
+    /// What a value is called.
+    pub fn name(&self, var: Var) -> &str {
+        &self.values[var.index()].name
+    }
+
+    /// Where a value comes from.
     pub fn origin(&self, var: Var) -> Origin {
         self.values[var.index()].origin
     }

@@ -13,6 +13,7 @@
 //! | [`log`], [`lock`], [`signals`] | the run's record, its owner, and its end by request |
 
 pub mod baseline;
+pub mod check;
 pub mod checkpoint;
 pub mod config;
 pub mod evaluate;

@@ -12,8 +12,10 @@
 //! assert_eq!(memory.read_floats(y), expected);
 //! ```
 
+mod backend;
 mod library;
 mod memory;
 
+pub use backend::EmulatedBackend;
 pub use library::{Emulation, Order};
 pub use memory::Memory;

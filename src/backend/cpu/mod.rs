@@ -41,7 +41,7 @@ pub mod update;
 pub use blocks::SinkMut;
 
 use super::{Backend, BackendError, Group, KEPT, Optimizer, Sizes, StepScalars, Ticket};
-use crate::tensor::{Precision, Program, Space, Span};
+use crate::tensor::{Op, Precision, Program, Space, Span};
 use isa::Isa;
 use philox::Stream;
 use run::Values;
@@ -77,8 +77,28 @@ impl CpuBackend {
         }
     }
 
+    fn run_all(&mut self, program: &Program, ops: &[Op], step: &StepScalars) {
+        let StepScalars { extents, seed, step } = *step;
+        assert!(
+            extents.fit(program.capacity()),
+            "a batch of {extents:?} exceeds the plan for {:?}",
+            program.capacity()
+        );
+        run::reserve(self.isa, &mut self.workspace, program);
+        let values = Values {
+            program,
+            extents,
+            arena: SharedMut::new(&mut self.arena),
+            parameters: SharedMut::new(&mut self.parameters),
+            gradients: SharedMut::new(&mut self.gradients),
+        };
+        for op in ops {
+            run::run(self.isa, &mut self.workspace, Stream { seed, step }, &values, op);
+        }
+    }
+
     fn ticket(&mut self, number: f32) -> Ticket {
-        let ticket = Ticket(self.tickets);
+        let ticket = Ticket::new(self.tickets);
         self.numbers[self.tickets as usize % KEPT] = number;
         self.tickets += 1;
         ticket
@@ -146,23 +166,12 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError> {
-        let StepScalars { extents, seed, step } = *step;
-        assert!(
-            extents.fit(program.capacity()),
-            "a batch of {extents:?} exceeds the plan for {:?}",
-            program.capacity()
-        );
-        run::reserve(self.isa, &mut self.workspace, program);
-        let values = Values {
-            program,
-            extents,
-            arena: SharedMut::new(&mut self.arena),
-            parameters: SharedMut::new(&mut self.parameters),
-            gradients: SharedMut::new(&mut self.gradients),
-        };
-        for op in program.ops() {
-            run::run(self.isa, &mut self.workspace, Stream { seed, step }, &values, op);
-        }
+        self.run_all(program, program.ops(), step);
+        Ok(())
+    }
+
+    fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError> {
+        self.run_all(program, std::slice::from_ref(op), step);
         Ok(())
     }
 
@@ -195,9 +204,9 @@ impl Backend for CpuBackend {
     }
 
     fn number(&mut self, ticket: Ticket) -> Result<f32, BackendError> {
-        let age = self.tickets - ticket.0;
+        let age = self.tickets - ticket.number();
         assert!((1..=KEPT as u64).contains(&age), "a number of {age} tickets ago");
-        Ok(self.numbers[ticket.0 as usize % KEPT])
+        Ok(self.numbers[ticket.number() as usize % KEPT])
     }
 
     fn steps_ahead(&self) -> usize {

@@ -159,13 +159,6 @@ impl CudaBackend {
         &mut self.device
     }
 
-    /// Runs one operation of a program by itself, on a batch of `step`'s size: for comparing two backends.
-    pub fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError> {
-        self.begin(step)?;
-        let launches = self.lowered(step.extents, &|places, launches| lower_one(program, op, places, launches), program)?;
-        launches.iter().try_for_each(|launch| self.device.launch(launch))
-    }
-
     /// The launches of a program for batches of up to `extents`, made for the scratch memory that they need.
     fn lowered(
         &mut self,
@@ -248,7 +241,7 @@ impl CudaBackend {
         self.device.download(from, &mut self.numbers.bytes()[place])?;
         self.device.record(&self.arrivals[slot])?;
         self.tickets += 1;
-        Ok(Ticket(self.tickets - 1))
+        Ok(Ticket::new(self.tickets - 1))
     }
 }
 
@@ -377,6 +370,13 @@ impl Backend for CudaBackend {
         replay(&self.programs[&key], &mut self.device)
     }
 
+    fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError> {
+        self.begin(step)?;
+        let one = |places: &Places, launches: &mut Launches| lower_one(program, op, places, launches);
+        let launches = self.lowered(step.extents, &one, program)?;
+        launches.iter().try_for_each(|launch| self.device.launch(launch))
+    }
+
     fn update(&mut self, optimizer: &Optimizer, clip: f32, groups: &[Group]) -> Result<Ticket, BackendError> {
         let slots = groups.len().next_power_of_two().max(16);
         assert!(slots <= GROUPS, "an update of {} groups", groups.len());
@@ -415,9 +415,9 @@ impl Backend for CudaBackend {
     }
 
     fn number(&mut self, ticket: Ticket) -> Result<f32, BackendError> {
-        let age = self.tickets - ticket.0;
+        let age = self.tickets - ticket.number();
         assert!((1..=KEPT as u64).contains(&age), "a number of {age} tickets ago");
-        let slot = ticket.0 as usize % KEPT;
+        let slot = ticket.number() as usize % KEPT;
         self.device.wait(&self.arrivals[slot])?;
         Ok(bytemuck::pod_read_unaligned(&self.numbers.bytes()[slot_range(slot)]))
     }

@@ -81,7 +81,8 @@ impl Lowering<'_> {
                     keys: self.address(keys),
                     residual: self.address(residual),
                 };
-                let (a, b, c) = (self.get(launches, x), self.weight(launches, weight), self.get(launches, out));
+                let (a, b, c) =
+                    (self.get(launches, x), self.weight(launches, weight), self.get(launches, out));
                 gemm::product(launches, Form::NT, a, b, c, dropout_residual);
                 let op = Op::AddNorm {
                     x: out,
@@ -220,7 +221,8 @@ impl Lowering<'_> {
                 loss::cross_entropy(launches, logits, self.address(labels), loss);
             }
             Op::SquaredError { predictions, targets, loss } => {
-                let [predictions, targets, loss] = [predictions, targets, loss].map(|v| self.get(launches, v));
+                let [predictions, targets, loss] =
+                    [predictions, targets, loss].map(|v| self.get(launches, v));
                 loss::squared_error(launches, predictions, targets, loss);
             }
             Op::Ranking { scores, groups, positives, gamma, loss } => {
@@ -248,7 +250,14 @@ impl Lowering<'_> {
             }
             Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
                 let (a, b) = (self.get(launches, d_out), self.get(launches, x));
-                gemm::product(launches, Form::TN, a, b, self.get(launches, d_weight.var), store_or_add(d_weight));
+                gemm::product(
+                    launches,
+                    Form::TN,
+                    a,
+                    b,
+                    self.get(launches, d_weight.var),
+                    store_or_add(d_weight),
+                );
                 if bias_sums {
                     gemm::column_sums(launches, a, self.address(d_bias.var), d_bias.add);
                 }

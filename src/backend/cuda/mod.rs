@@ -9,8 +9,8 @@
 
 pub mod activation;
 pub mod attention;
-pub mod backend;
-pub mod device;
+//pub mod backend;
+//pub mod device;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;

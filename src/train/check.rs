@@ -1,0 +1,168 @@
+//! One training step on two backends, operation by operation: where they differ first.
+//!
+//! After each operation both are given the reference's result, rounded as the other keeps it, so that each operation is
+//! measured by itself.
+
+use std::fmt;
+
+use half::bf16;
+
+use crate::backend::{Backend, BackendError, StepScalars};
+use crate::data::Batch;
+use crate::nn::{Recorded, extents};
+use crate::tensor::{Access, DType, Precision, Program, Shape, Span, Var};
+
+/// The same step, recorded for a backend.
+pub struct Side<'a> {
+    /// With its memory reserved and its parameters written.
+    pub backend: &'a mut dyn Backend,
+    /// Recorded in the backend's precision, from the same model as the other side's.
+    pub recorded: &'a Recorded,
+}
+
+/// The first result that differs by more than rounding explains.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The number of the operation in the program.
+    pub number: usize,
+    /// Its name.
+    pub op: &'static str,
+    /// The result and its shape.
+    pub value: String,
+    /// Row and column of the element that differs most, or of the first that is not finite.
+    pub worst: (usize, usize),
+    /// That element as the reference has it, and as the other does.
+    pub elements: (f32, f32),
+    /// The norm of the difference divided by the norm of the reference's result.
+    pub error: f64,
+    /// What was allowed.
+    pub bound: f64,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, op, value, worst: (row, column), elements: (expected, found), error, bound } = self;
+        write!(
+            f,
+            "step {number}, {op}: {value} differs by {error:.2e} of its norm, where {bound:.0e} is allowed; most at row \
+             {row}, column {column}: {found} instead of {expected}"
+        )
+    }
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Results that were compared.
+    pub compared: usize,
+    /// The largest error, and the operation and result that it is of.
+    pub largest: Option<(f64, String)>,
+    /// The first difference; what comes after it was not looked at.
+    pub difference: Option<Difference>,
+}
+
+/// How far an operation's result may be off: its own rounding of f32, or of bf16 (a chain of a few).
+fn bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1e-5,
+        Precision::Bf16 => 1e-2,
+    }
+}
+
+/// Runs the step of `batch` on both sides, and stops at the first difference or the first number that is not finite.
+pub fn check(mut reference: Side, mut other: Side, batch: &Batch, seed: u64) -> Result<Report, BackendError> {
+    let step = StepScalars { extents: extents(batch), seed, step: 0 };
+    reference.recorded.write(reference.backend, batch)?;
+    other.recorded.write(other.backend, batch)?;
+    let (program, bound) = (&reference.recorded.program, bound(other.recorded.program.precision()));
+    let mut report = Report { compared: 0, largest: None, difference: None };
+    for (number, op) in program.ops().iter().enumerate() {
+        reference.backend.run_one(program, op, &step)?;
+        other.backend.run_one(&other.recorded.program, op, &step)?;
+        for (_, var) in op.operands().into_iter().filter(|(access, _)| *access != Access::Read) {
+            let expected = read(&mut reference, var, &step)?;
+            let found = read(&mut other, var, &step)?;
+            let shape = program.shape(var);
+            let value = format!("{} {shape}", program.name(var));
+            let (error, worst) = error(&expected, &found);
+            report.compared += 1;
+            if report.largest.as_ref().is_none_or(|(largest, _)| error > *largest) {
+                report.largest = Some((error, format!("{}, {value}", op.name())));
+            }
+            // A NaN is no error at most.
+            if error.is_nan() || error > bound {
+                let Shape { cols, .. } = shape;
+                let worst_place = (worst / cols, worst % cols);
+                let elements = (expected[worst], found[worst]);
+                let op = op.name();
+                report.difference =
+                    Some(Difference { number, op, value, worst: worst_place, elements, error, bound });
+                return Ok(report);
+            }
+            let kept = match other.recorded.program.dtype(var) {
+                DType::Bf16 => expected.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+                DType::F32 | DType::U32 => expected,
+            };
+            write(&mut reference, var, &step, &kept)?;
+            write(&mut other, var, &step, &kept)?;
+        }
+    }
+    Ok(report)
+}
+
+/// The norm of the difference divided by the reference's, and where it is largest; NaN where a number is not finite.
+fn error(expected: &[f32], found: &[f32]) -> (f64, usize) {
+    if let Some(worst) = (0..found.len()).find(|&i| !found[i].is_finite() || !expected[i].is_finite()) {
+        return (f64::NAN, worst);
+    }
+    let (mut difference, mut norm, mut worst) = (0.0, 0.0, (0.0, 0));
+    for (i, (&expected, &found)) in expected.iter().zip(found).enumerate() {
+        let off = (f64::from(found) - f64::from(expected)).abs();
+        difference += off * off;
+        norm += f64::from(expected) * f64::from(expected);
+        if off > worst.0 {
+            worst = (off, i);
+        }
+    }
+    // Where all is zero but for rounding, a difference counts as it is.
+    ((difference / norm.max(1e-20)).sqrt(), worst.1)
+}
+
+fn place(program: &Program, var: Var, step: &StepScalars) -> (Span, usize) {
+    (program.span(var, &step.extents), program.shape(var).len(&step.extents))
+}
+
+fn read(side: &mut Side, var: Var, step: &StepScalars) -> Result<Vec<f32>, BackendError> {
+    let program = &side.recorded.program;
+    let (span, len) = place(program, var, step);
+    let mut words = vec![0.0f32; span.len];
+    side.backend.read(span, bytemuck::cast_slice_mut(&mut words))?;
+    Ok(program.dtype(var).to_f32(&words, len))
+}
+
+fn write(side: &mut Side, var: Var, step: &StepScalars, values: &[f32]) -> Result<(), BackendError> {
+    let program = &side.recorded.program;
+    let (span, _) = place(program, var, step);
+    match program.dtype(var) {
+        DType::Bf16 => {
+            let mut halves: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+            halves.resize(2 * span.len, bf16::ZERO);
+            side.backend.write(span, bytemuck::cast_slice(&halves))
+        }
+        DType::F32 | DType::U32 => side.backend.write(span, bytemuck::cast_slice(values)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_relative_and_say_where() {
+        assert_eq!(error(&[3.0, 4.0], &[3.0, 4.5]), (0.1, 1));
+        assert_eq!(error(&[0.0; 2], &[0.0; 2]).0, 0.0);
+        let (found, worst) = error(&[1.0, 2.0, 3.0], &[1.0, f32::NAN, 9.0]);
+        assert!(found.is_nan() && worst == 1);
+        assert!(error(&[f32::INFINITY], &[f32::INFINITY]).0.is_nan());
+    }
+}
