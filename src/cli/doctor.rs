@@ -1,5 +1,8 @@
 //! `doctor`: what this machine offers, whether the engine computes rightly on it, and what to do where something is off.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::fs;
 use std::io::{Write, stdout};
 use std::path::Path;
@@ -32,8 +35,18 @@ const LITTLE_MEMORY: u64 = 4_000_000_000;
 const LITTLE_DISK: u64 = 5_000_000_000;
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
-    let findings =
-        [version(), processor(), instructions(), threads(), memory(), disk(), cache(), device(), engine()];
+    let mut findings = vec![
+        version(),
+        processor(),
+        instructions(),
+        threads(),
+        memory(),
+        disk(),
+        cache(),
+        device(),
+        engine(),
+    ];
+    findings.extend(cuda::findings());
     let mut out = stdout().lock();
     for Finding { name, value, remedy } in &findings {
         if args.json {
@@ -58,6 +71,14 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
 
 fn fine(name: &'static str, value: String) -> Finding {
     Finding { name, value, remedy: None }
+}
+
+/// What a program that was built without CUDA says of it.
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    pub(super) fn findings() -> Vec<super::Finding> {
+        vec![super::fine("CUDA", "this program was built without its feature cuda".into())]
+    }
 }
 
 fn version() -> Finding {

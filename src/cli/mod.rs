@@ -5,11 +5,14 @@
 
 mod config_file;
 mod console;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod doctor;
 mod encode;
 mod eval;
 mod format;
 mod input;
+mod kernels;
 mod known_answer;
 mod model;
 mod options;
@@ -54,6 +57,7 @@ enum Command {
     Predict(predict::PredictArgs),
     Encode(encode::EncodeArgs),
     Doctor(doctor::DoctorArgs),
+    Kernels(kernels::KernelsArgs),
 }
 
 /// How a command that did not fail ended.
@@ -101,6 +105,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Predict(args) => predict::run(&args),
         Command::Encode(args) => encode::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     })
 }
 
@@ -122,7 +127,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(pipe)
 }
 
-/// Where token ids are kept between runs; none where the environment names no home.
+/// Where token ids and compiled kernels are kept between runs; none where the environment names no home.
 fn cache_directory() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;

@@ -251,7 +251,11 @@ fn check_device(device: &str) -> Result<(), Usage> {
     match (device, number) {
         ("auto" | "cpu", _) => Ok(()),
         (_, Some(number)) if number.is_empty() || number.parse::<u32>().is_ok() => {
-            Err(Usage(format!("--device {device}: this build has no CUDA backend; take auto or cpu")))
+            let reason = match cfg!(feature = "cuda") {
+                true => "this build has no CUDA backend",
+                false => "this program was built without its feature cuda",
+            };
+            Err(Usage(format!("--device {device}: {reason}; take auto or cpu")))
         }
         _ => Err(Usage(format!("--device {device}: not a device; take auto, cpu or cuda[:N]"))),
     }

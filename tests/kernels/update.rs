@@ -50,7 +50,8 @@ fn on_the_cpu(optimizer: &Optimizer, clip: f32, state: &[Vec<f32>; 4]) -> ([Vec<
     for (span, values) in spans.iter().zip(state) {
         backend.write(*span, bytemuck::cast_slice(values)).unwrap();
     }
-    let norm = backend.update(optimizer, clip, &groups()).unwrap();
+    let kept = backend.update(optimizer, clip, &groups()).unwrap();
+    let norm = backend.number(kept).unwrap();
     let state = spans.map(|span| {
         let mut values = vec![0f32; LEN];
         backend.read(span, bytemuck::cast_slice_mut(&mut values)).unwrap();

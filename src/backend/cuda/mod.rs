@@ -5,19 +5,26 @@
 //! | [`lower`] | from operations to launches: the `match` over [`Op`](crate::tensor::Op) |
 //! | [`gemm`], [`attention`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`update`] | what each group of kernels takes, and with how many blocks |
 //! | [`launch`] | launches as plain data, made without a device |
-//! | [`backend`], [`device`] | one slab, one stream, captured graphs |
+//! | [`images`], [`nvrtc`], [`figures`], [`arch`] | from the sources in `kernels/` to what a device loads |
+//! | [`backend`], [`device`], [`probe`] | one slab, one stream, captured graphs; what devices there are |
 
 pub mod activation;
+pub mod arch;
 pub mod attention;
-//pub mod backend;
-//pub mod device;
+pub mod backend;
+pub mod device;
 pub mod elementwise;
 pub mod embedding;
+pub mod figures;
 pub mod gather;
 pub mod gemm;
+mod image_file;
+pub mod images;
 pub mod launch;
 pub mod loss;
 pub mod lower;
 pub mod norm;
+pub mod nvrtc;
+pub mod probe;
 mod sums;
 pub mod update;
