@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a parameter `theta` follows its clipped gradient `g`; `m` and `u` or `v` are its moments, `t` the number
 /// of the update from 1, `wd` the weight decay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// The textbook's and PyTorch's (Kingma and Ba 2015, algorithm 2): `m = b1 m + (1-b1) g`,

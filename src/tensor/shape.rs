@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// How many rows of tokens, sequences and groups a batch holds, or a program has room for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extents {
     /// Rows of packed tokens, special ones included, and dead ones where a backend aligns sequences.
     pub tokens: usize,

@@ -41,7 +41,8 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, op, value, worst: (row, column), elements: (expected, found), error, bound } = self;
+        let Self { number, op, value, worst: (row, column), elements: (expected, found), error, bound } =
+            self;
         write!(
             f,
             "step {number}, {op}: {value} differs by {error:.2e} of its norm, where {bound:.0e} is allowed; most at row \

@@ -362,7 +362,8 @@ impl Backend for CudaBackend {
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {
-            let launches = self.lowered(rounded, &|places, launches| lower(program, places, launches), program)?;
+            let launches =
+                self.lowered(rounded, &|places, launches| lower(program, places, launches), program)?;
             let work = self.prepare(launches)?;
             self.programs.insert(key, work);
         }
@@ -383,7 +384,8 @@ impl Backend for CudaBackend {
         let Optimizer { rule, beta1, beta2, epsilon } = *optimizer;
         let key = (rule, [beta1, beta2, epsilon, clip].map(f32::to_bits), slots as u32);
         if !self.updates.contains_key(&key) {
-            let Layout { parameters, copy, gradients, first, second, step, groups, clip: at, .. } = self.layout;
+            let Layout { parameters, copy, gradients, first, second, step, groups, clip: at, .. } =
+                self.layout;
             let buffers = Buffers {
                 len: self.sizes.parameters,
                 parameters,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DriverError,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -106,7 +107,8 @@ impl Device {
     /// [`Device::synchronize`].
     pub(super) fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), BackendError> {
         // SAFETY: `to` is within this device's memory, which the planner's spans guarantee, and `bytes` stays.
-        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(failed("copying to the GPU"))
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }
+            .map_err(failed("copying to the GPU"))
     }
 
     /// Queues a copy to memory that is not looked at before the copy is done.
@@ -119,7 +121,8 @@ impl Device {
     /// Queues the zeroing of memory.
     pub(super) fn zero(&self, at: Address, bytes: usize) -> Result<(), BackendError> {
         // SAFETY: within this device's memory.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(failed("zeroing memory"))
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
+            .map_err(failed("zeroing memory"))
     }
 
     /// Waits until all that is queued is done; an error of a kernel shows here at the latest.
@@ -140,9 +143,19 @@ impl Device {
         // SAFETY: the struct is the twin of what the kernel takes, and its addresses are of this device.
         unsafe {
             let stream = self.stream.cu_stream();
-            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), launch.shared, stream, &mut arguments)
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.threads, 1, 1),
+                launch.shared,
+                stream,
+                &mut arguments,
+            )
         }
-        .map_err(|error| BackendError::Device { what: format!("launching {}", launch.kernel), error: text(error) })
+        .map_err(|error| BackendError::Device {
+            what: format!("launching {}", launch.kernel),
+            error: text(error),
+        })
     }
 
     /// Records launches as a graph that replays them all by one call.
@@ -211,7 +224,9 @@ impl Device {
             let function = found.unwrap_or_else(|| panic!("no module has a kernel {kernel}"));
             let fixed = function.shared_size_bytes().map_err(failed("asking for a kernel's memory"))?;
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, self.shared - fixed).map_err(failed("allowing shared memory"))?;
+            function
+                .set_attribute(attribute, self.shared - fixed)
+                .map_err(failed("allowing shared memory"))?;
             self.functions.insert(kernel, function);
         }
         Ok(&self.functions[kernel])
