@@ -265,6 +265,24 @@ fn every_order_alone_can_be_run() {
     outs.sort();
     outs.dedup();
     assert_eq!(outs.len(), orders.len());
+    // Blocks 0 to 4 write the digits of a number to the base 3, the first one first or last.
+    let arguments = Selftest { out, ..Selftest::default() };
+    let launch = Launch { grid: [5, 1, 1], ..one_warp("across_blocks", arguments) };
+    for (order, number) in [(Order::Ascending, 58), (Order::Descending, 426)] {
+        memory.write(out, &[0]);
+        emulation.run_in(order, &memory, std::slice::from_ref(&launch)).unwrap();
+        assert_eq!(memory.read::<u32>(out, 1), [number], "{order:?}");
+    }
+}
+
+#[test]
+fn every_order_starts_from_the_same_memory() {
+    let Some(emulation) = Emulation::get() else { return };
+    let mut memory = Memory::new();
+    let out = memory.words("out", &[5]);
+    let launch = one_warp("across_blocks", Selftest { out, ..Selftest::default() });
+    emulation.run(&memory, &[launch.clone(), launch]).unwrap();
+    assert_eq!(memory.read_words(out), [5 * 3 * 3]);
 }
 
 #[test]
@@ -316,6 +334,11 @@ fn accesses_beyond_operands_are_found() {
     // 160 bytes end at the guard less 32, since values start at multiples of 64.
     let writing = |count| one_warp("write_beyond", Selftest { out, count, ..Selftest::default() });
     assert_says(&fault(emulation, &memory, writing(40)), &["write_beyond: something beside out was written"]);
+    // A buffer that was damaged once stays so.
+    let mut memory = Memory::new();
+    let out = memory.poison("out", DType::U32, 40);
+    let before = one_warp("write_beyond", Selftest { out, count: u32::MAX, ..Selftest::default() });
+    assert_says(&fault(emulation, &memory, before), &["write_beyond: something beside out was written"]);
     let message = fault(emulation, &Memory::new(), writing(48));
     assert_says(&message, &["thread 0: writes address"]);
 }

@@ -198,12 +198,12 @@ KERNEL(two_operations, Selftest, 32, 1) {
 
 // ---- faulty: memory ---------------------------------------------------------------------------------------------
 
-/// Reads and writes one element further than `count`.
+/// Reads and writes the element `count`, which is beyond the others or before them.
 KERNEL(read_beyond, Selftest, 32, 1) {
     const u32* a = static_cast<const u32*>(args.a);
     static_cast<u32*>(args.out)[0] = a[args.count];
 }
-KERNEL(write_beyond, Selftest, 32, 1) { static_cast<u32*>(args.out)[args.count] = 7; }
+KERNEL(write_beyond, Selftest, 32, 1) { static_cast<u32*>(args.out)[static_cast<i32>(args.count)] = 7; }
 
 /// The same in shared memory, which starts or ends before that.
 KERNEL(read_beyond_shared, Selftest, 32, 1) {
