@@ -81,7 +81,7 @@ DEVICE void multiply_tile(const Product& args) {
         read_tile<form == NT>(next_b, b, depth + DEPTH);
         UNROLL for (u32 deep = 0; deep < DEPTH; ++deep) {
             f32 line_a[DOWN];
-            load_eight(line_a, tile_a + deep * STRIDE + own_row);
+            unpack(line_a, *reinterpret_cast<const Eight<f32>*>(tile_a + deep * STRIDE + own_row));
             Four line_b = *reinterpret_cast<const Four*>(tile_b + deep * STRIDE + own_column);
             UNROLL for (u32 i = 0; i < DOWN; ++i) {
                 UNROLL for (u32 j = 0; j < ACROSS; ++j) sums[i][j] = fmaf(line_a[i], line_b.values[j], sums[i][j]);

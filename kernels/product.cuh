@@ -150,45 +150,6 @@ struct alignas(16) Four {
     f32 values[4];
 };
 
-/// Eight neighbours from a multiple of 16 bytes.
-DEVICE void load_eight(f32 (&to)[8], const bf16* from) {
-    Pack pack = *reinterpret_cast<const Pack*>(from);
-    UNROLL for (u32 i = 0; i < 4; ++i) {
-        to[2 * i] = low_bf16(pack.words[i]);
-        to[2 * i + 1] = high_bf16(pack.words[i]);
-    }
-}
-DEVICE void load_eight(f32 (&to)[8], const f32* from) {
-    UNROLL for (u32 half = 0; half < 2; ++half) {
-        Four four = *reinterpret_cast<const Four*>(from + 4 * half);
-        UNROLL for (u32 i = 0; i < 4; ++i) to[4 * half + i] = four.values[i];
-    }
-}
-DEVICE void store_eight(bf16* to, const f32 (&from)[8]) {
-    Pack pack;
-    UNROLL for (u32 i = 0; i < 4; ++i) pack.words[i] = pack_bf16(from[2 * i], from[2 * i + 1]);
-    *reinterpret_cast<Pack*>(to) = pack;
-}
-DEVICE void store_eight(f32* to, const f32 (&from)[8]) {
-    UNROLL for (u32 half = 0; half < 2; ++half) {
-        Four four;
-        UNROLL for (u32 i = 0; i < 4; ++i) four.values[i] = from[4 * half + i];
-        *reinterpret_cast<Four*>(to + 4 * half) = four;
-    }
-}
-
-/// Up to eight neighbours from `place` on, wherever that is; what is beyond `count` becomes 0.
-template <class T>
-DEVICE void load_up_to_eight(f32 (&to)[8], const T* from, u64 place, u32 count) {
-    UNROLL for (u32 i = 0; i < 8; ++i) to[i] = i < count ? to_f32(from[place + i]) : 0.0f;
-}
-template <class T>
-DEVICE void store_up_to_eight(T* to, const f32 (&from)[8], u32 count) {
-    UNROLL for (u32 i = 0; i < 8; ++i) {
-        if (i < count) store(to + i, from[i]);
-    }
-}
-
 /// Finishes a tile of C, `tile_rows` x `tile_columns`, and writes it, in passes of 32 rows. All threads call it,
 /// after the last read of the shared memory by what came before.
 ///
@@ -206,25 +167,31 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
 
     const u32 own_row = thread_index() / EIGHTS, own_column = 8 * (thread_index() % EIGHTS);
     const u32 column = part.first_column + own_column;
-    const u32 count = column < args.columns ? min(8u, args.columns - column) : 0;
     const u32 rows = min(tile_rows, part.rows - part.first_row);
 
-    f32 bias[8], sums[8];
-    load_up_to_eight(bias, args.bias, column, args.bias ? count : 0);
-    UNROLL for (u32 i = 0; i < 8; ++i) sums[i] = 0.0f;
+    f32 bias[8] = {}, sums[8] = {};
+    if (args.bias) unpack(bias, read_eight<false>(args.bias, column, args.columns));
 
     // Each thread copies what it will read itself, so no barrier is needed.
     auto fetch = [&](u32 pass) {
         if (other && args.vectors && pass * STAGED_ROWS < rows) {
             for (u32 row = own_row; row < STAGED_ROWS; row += ROWS_AT_A_TIME) {
                 u32 row_of_tile = pass * STAGED_ROWS + row;
-                bool valid = count > 0 && row_of_tile < rows;
+                bool valid = column < args.columns && row_of_tile < rows;
                 const T* from = other + static_cast<u64>(part.first_row + row_of_tile) * args.columns + column;
                 T* to = others + (pass % 2 * STAGED_ROWS + row) * tile_columns + own_column;
                 UNROLL for (u32 i = 0; i < 8; i += 16 / sizeof(T)) copy_async(to + i, from + i, valid);
             }
         }
         copy_async_commit();
+    };
+
+    auto write = [&](T* row, const f32 (&values)[8]) {
+        if (args.vectors) {
+            write_eight<true>(row, column, args.columns, values);
+        } else {
+            write_eight<false>(row, column, args.columns, values);
+        }
     };
 
     fetch(0);
@@ -235,44 +202,38 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
         sync_block();
         for (u32 row = own_row; row < STAGED_ROWS; row += ROWS_AT_A_TIME) {
             u32 row_of_tile = pass * STAGED_ROWS + row;
-            if (row_of_tile >= rows || count == 0) break;
+            if (row_of_tile >= rows || column >= args.columns) break;
             u32 row_of_c = part.first_row + row_of_tile;
-            u64 place = static_cast<u64>(row_of_c) * args.columns + column;
+            u64 start = static_cast<u64>(row_of_c) * args.columns;
 
-            f32 values[8], beside[8];
+            f32 values[8], beside[8] = {};
             UNROLL for (u32 half = 0; half < 2; ++half) {
                 u32 from = staged_place<tile_columns>(row, own_column + 4 * half);
                 Four four = *reinterpret_cast<const Four*>(staged + from);
                 UNROLL for (u32 i = 0; i < 4; ++i) values[4 * half + i] = four.values[i] + bias[4 * half + i];
             }
             if (other && args.vectors) {
-                load_eight(beside, others + (pass % 2 * STAGED_ROWS + row) * tile_columns + own_column);
-            } else {
-                load_up_to_eight(beside, other, place, other ? count : 0);
+                const T* fetched = others + (pass % 2 * STAGED_ROWS + row) * tile_columns;
+                unpack(beside, read_eight<true>(fetched, own_column, tile_columns));
+            } else if (other) {
+                unpack(beside, read_eight<false>(other + start, column, args.columns));
             }
 
             if (args.finish == LINEAR) {
                 if (args.dropout.threshold > 0) {
-                    u32 draws[4];
                     u32 key = args.keys ? args.keys[row_of_c] : row_of_c;
-                    draw_eight(draws, args.step, args.dropout, 0, key, column / 8);
-                    UNROLL for (u32 i = 0; i < 8; ++i) values[i] *= keep_factor(draws, args.dropout, i);
+                    drop_eight(values, args.step, args.dropout, key, column / 8);
                 }
                 UNROLL for (u32 i = 0; i < 8; ++i) values[i] += beside[i];
             } else if (args.finish == ACTIVATION) {
-                if (before && args.vectors) store_eight(before + place, values);
-                if (before && !args.vectors) store_up_to_eight(before + place, values, count);
+                if (before) write(before + start, values);
                 activate(args.activation, values);
             } else {
                 multiply_by_slope(args.activation, values, beside);
                 UNROLL for (u32 i = 0; i < 8; ++i) sums[i] += values[i];
             }
 
-            if (args.vectors) {
-                store_eight(c + place, values);
-            } else {
-                store_up_to_eight(c + place, values, count);
-            }
+            write(c + start, values);
         }
         // The staged numbers are read before the next pass writes.
         sync_block();

@@ -5,6 +5,8 @@ mod elementwise;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 mod emulation;
+#[path = "kernels/gemm.rs"]
+mod gemm;
 #[path = "kernels/loss.rs"]
 mod loss;
 #[path = "kernels/norm.rs"]

@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(chosen(350, 768, 768, 1), (64, 64, 1));
         assert_eq!(chosen(32, 768, 768, 1), (64, 64, 1));
         assert_eq!(chosen(768, 768, 4096, 32), (128, 128, 3));
-        assert_eq!(chosen(768, 3072, 4096, 32), (128, 128, 1));
+        assert_eq!(chosen(2304, 768, 4096, 32), (128, 128, 1));
     }
 
     #[test]
