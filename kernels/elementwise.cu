@@ -1,4 +1,4 @@
-// Element by element: constants, sums, dropout, roundings. `src/backend/cuda/elementwise.rs` has the structs' twins.
+// Element by element: constants, sums, dropout, roundings. `src/backend/cuda/elementwise.rs` has the twins.
 #include "prelude.cuh"
 
 constexpr u32 THREADS = 256;

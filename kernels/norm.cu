@@ -315,7 +315,7 @@ DEVICE void add_norm_grad(const AddNormGrad<T>& args) {
     KERNEL(kernel##_##T##_512, Arguments<T>, threads, blocks) { kernel<2, 1, true>(args); }                        \
     KERNEL(kernel##_##T##_768, Arguments<T>, threads, blocks) { kernel<3, 1, true>(args); }                        \
     KERNEL(kernel##_##T##_1024, Arguments<T>, threads, blocks) { kernel<4, 1, true>(args); }                       \
-    KERNEL(kernel##_##T##_4096, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, true>(args); } \
+    KERNEL(kernel##_##T##_4096, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, true>(args); }\
     KERNEL(kernel##_##T##_any, Arguments<T>, threads, blocks) { kernel<512 / threads, threads / 32, false>(args); }
 
 EACH_WIDTH(add_norm, AddNorm, bf16, FORWARD, 3)

@@ -18,8 +18,8 @@ struct PartialSums {
     u32 unused;
 };
 
-/// A block sums 32 columns of one output: each warp every eighth part, then one warp the warps' sums. Parts of zeros
-/// at the end change nothing, so that a launch for more rows than there are gives the same bits.
+/// A block sums 32 columns of one output: each warp every eighth part, then one warp the warps' sums. Parts of
+/// zeros at the end change nothing, so that a launch for more rows than there are gives the same bits.
 KERNEL(sum_partials, PartialSums, THREADS, 4) {
     f32* of_warps = reinterpret_cast<f32*>(shared_memory());
     u32 column = block_x() * 32 + lane_index(), output = block_y();

@@ -45,7 +45,7 @@ DEVICE u32 find_group(const UpdateGroup* groups, u32 count, u64 element) {
 }
 
 /// Calls `work(group, quad, begin, end)` with each group that has elements of the block's chunk and each four
-/// elements `4 quad` to `4 quad + 3` that are the thread's; those from `begin` to `end` are the group's, mostly all.
+/// elements `4 quad` to `4 quad + 3` that are the thread's; those from `begin` to `end` are the group's.
 template <class Work>
 DEVICE void each_quad(const UpdateGroup* groups, u32 count, u64 chunk, Work work) {
     const u64 chunk_begin = chunk * CHUNK, chunk_end = chunk_begin + CHUNK;

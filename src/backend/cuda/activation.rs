@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::gemm::activation_number;
 use super::launch::{Address, Launches, Operand, RowCount, blocks};
 use crate::tensor::Activation;
 
@@ -45,19 +46,8 @@ fn push(launches: &mut Launches, activation: Activation, before: Operand, d_afte
         out: out.address,
         rows: out.rows,
         cols: out.cols,
-        activation: number(activation),
+        activation: activation_number(activation),
     };
     let grid = [blocks(out.most_elements(), 8 * 256), 1, 1];
     launches.push(out.pick("activate_bf16", "activate_f32"), grid, 256, 0, &arguments);
-}
-
-/// Its number in `kernels/activation.cuh`.
-fn number(activation: Activation) -> u32 {
-    match activation {
-        Activation::Identity => 0,
-        Activation::Gelu => 1,
-        Activation::GeluTanh => 2,
-        Activation::Relu => 3,
-        Activation::Tanh => 4,
-    }
 }
