@@ -252,7 +252,7 @@ DEVICE void mask(f32 (&products)[columns / 8][4], const Work& work, u32 begin) {
 /// `query` is row `lane / 2` of the warp's.
 template <u32 columns>
 DEVICE u32 draw(const Work& work, Dropout dropout, Row query, u32 begin) {
-    if (dropout.threshold == 0 || !touches<columns>(work, begin)) return 0xffffffffu;
+    if (dropout.threshold == 0) return 0xffffffffu;
     u32 half = begin + lane_index() % 2 * (columns / 2), end = min(half + columns / 2, query.last);
     return draw_bits(work.step, dropout, work.head, query.place, query.first, half, end);
 }

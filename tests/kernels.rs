@@ -1,5 +1,7 @@
 //! Kernels through the host emulation. Here: that the emulation computes what a device would, and finds each fault.
 
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
 #[path = "kernels/embedding.rs"]

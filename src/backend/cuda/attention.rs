@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Address, DropoutSite, Launches, Operand, RowCount};
+use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, blocks};
 use crate::tensor::DType;
 
 /// The largest head of the general kernels.
@@ -196,6 +196,6 @@ fn push<T: Pod>(
     heads: usize,
     arguments: &T,
 ) {
-    let grid = [heads as u32, qkv.most_rows.div_ceil(kernels.block_rows), 1];
+    let grid = [heads as u32, blocks(qkv.most_rows, kernels.block_rows), 1];
     launches.push(kernels.names[which], grid, kernels.threads, kernels.shared[which], arguments);
 }
