@@ -1,4 +1,5 @@
 //! Kernels through the host emulation. Here: that the emulation computes what a device would, and finds each fault.
+#![cfg(feature = "cuda")]
 
 #[path = "kernels/attention.rs"]
 mod attention;

@@ -39,10 +39,26 @@ impl Job<'_> {
         [arch, "--std=c++17".into(), "--ptxas-options=-v".into()]
     }
 
+    /// The headers that the source includes, itself or through another.
+    fn included(&self) -> Vec<(&str, &str)> {
+        let mut included = Vec::new();
+        let mut texts = vec![self.source];
+        while let Some(text) = texts.pop() {
+            for &(name, header) in self.headers {
+                let new = !included.contains(&(name, header));
+                if new && text.contains(&format!("#include \"{name}\"")) {
+                    included.push((name, header));
+                    texts.push(header);
+                }
+            }
+        }
+        included
+    }
+
     /// Everything that the image follows from, as text: two jobs with the same key have the same image.
     pub fn key(&self, compiler: (u32, u32)) -> String {
         let mut key = format!("NVRTC {}.{}\n{}\n", compiler.0, compiler.1, self.options().join(" "));
-        for (name, text) in self.headers.iter().chain([&(self.module, self.source)]) {
+        for (name, text) in self.included().into_iter().chain([(self.module, self.source)]) {
             writeln!(key, "{name} {}\n{text}", text.len()).expect("a string takes what is written");
         }
         key
@@ -263,8 +279,8 @@ impl Compiler {
         let texts = |texts: Vec<&str>| texts.into_iter().map(text).collect::<Result<Vec<CString>, String>>();
         let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
         let (source, name) = (text(job.source)?, text(&format!("kernels/{}.cu", job.module))?);
-        let headers = texts(job.headers.iter().map(|(_, text)| *text).collect())?;
-        let names = texts(job.headers.iter().map(|(name, _)| *name).collect())?;
+        let (names, headers): (Vec<&str>, Vec<&str>) = job.included().into_iter().unzip();
+        let (names, headers) = (texts(names)?, texts(headers)?);
         let options = job.options();
         let options = texts(options.iter().map(String::as_str).collect())?;
 
