@@ -228,11 +228,14 @@ fn eval_finds_the_figures_of_the_best_evaluation() {
     assert!(only.stdout.contains("mood") && !only.stdout.contains("answer"), "{}", only.stdout);
 }
 
+/// Of a model whose `mtdnn.json` does not say how many texts its tasks read, one text and two are answered.
 #[test]
 fn predict_answers_every_line() {
-    let place = trained();
+    let place = with_model();
+    replace(&place.path("model"), "mtdnn.json", "\"texts\": \"single\",", "");
+    replace(&place.path("model"), "mtdnn.json", "\"texts\": \"pair\",", "");
     place.write("in.txt", "the film was good\nthe song was bad\r\nthe film\tthe song");
-    let ended = place.ok(&["predict", "--model", "run/best", "--task", "mood,likeness", "in.txt"]);
+    let ended = place.ok(&["predict", "--model", "model", "--task", "mood,likeness", "in.txt"]);
     let lines: Vec<Vec<&str>> = ended.stdout.lines().map(|line| line.split('\t').collect()).collect();
     assert_eq!(lines.len(), 3);
     for line in &lines {
@@ -257,6 +260,25 @@ fn predict_reads_standard_input_and_prints_json() {
     assert_eq!(ranking.len(), 2);
     let sum: f64 = ranking.iter().map(|candidate| candidate["probability"].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
+}
+
+/// Whether a task reads one text or pairs is in `mtdnn.json`, and a line of the other shape has no answer.
+#[test]
+fn predict_wants_the_texts_that_a_task_was_trained_on() {
+    let place = with_model();
+    place.write("one.txt", "the film was good\na song\n");
+    place.write("two.txt", "the film\tthe song\n");
+    place.write("mixed.jsonl", "{\"text_a\": \"a\", \"text_b\": \"film\"}\n{\"text_a\": \"a\"}\n");
+    let predict = |task, file| ["predict", "--model", "model", "--task", task, file];
+    place.ok(&predict("mood", "one.txt"));
+    place.ok(&predict("likeness", "two.txt"));
+    place.refused(&predict("mood", "two.txt"), &["two.txt:1: task mood reads one text", "text_a alone"]);
+    place.refused(&predict("likeness", "one.txt"), &["one.txt:1: task likeness reads two texts", "a tab"]);
+    place.refused(&predict("likeness", "mixed.jsonl"), &["mixed.jsonl:2: task likeness", "text_b"]);
+    place.refused(
+        &predict("likeness,mood", "two.txt"),
+        &["mood reads one text and likeness two", "one after another"],
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use mtdnn_raw::train::evaluate::EVALUATION_TOKENS;
 use mtdnn_raw::train::signals::Stop;
 use serde_json::{Map, Value, json};
 
-use super::input::{Columns, Input};
+use super::input::{Input, Wanted};
 use super::model::Loaded;
 use super::{Exit, format};
 
@@ -52,7 +52,7 @@ pub(super) fn run(args: &EncodeArgs) -> anyhow::Result<Exit> {
     if !pooler {
         eprintln!("warning: the model has no pooler, so the file will have no \"pooled\"");
     }
-    let examples = Input::open(args.file.as_ref(), Columns::Pair)?.examples(usize::MAX)?;
+    let examples = Input::open(args.file.as_ref(), Wanted::Texts)?.examples(usize::MAX)?;
     if examples.is_empty() {
         bail!("there is nothing to encode: the input is empty");
     }

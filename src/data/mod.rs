@@ -32,7 +32,7 @@ pub use dataset::{Dataset, Example, Label, Text};
 pub use error::DataError;
 pub use reader::Skipped;
 pub use sampler::Sampler;
-pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec};
+pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
