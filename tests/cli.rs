@@ -714,6 +714,29 @@ fn replace(model: &Path, file: &str, from: &str, to: &str) {
     });
 }
 
+/// Rows that no token has are padding up to a multiple of 128; more of them are two models' files in one directory.
+#[test]
+fn an_embedding_much_larger_than_the_vocabulary_is_said() {
+    let said =
+        "warning: the vocabulary has 17 tokens and the word embedding 64 rows, 47 of them for no token";
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    for arguments in [
+        &["train", "run.toml", "--max-steps", "1"][..],
+        &["train", "run.toml", "--max-steps", "1", "--init", "model", "--output", "another"],
+        &["encode", "--model", "model", "in.txt", "--output", "out.safetensors"],
+        &["predict", "--model", "model", "--task", "mood", "in.txt"],
+    ] {
+        let ended = place.ok(arguments);
+        assert!(ended.stderr.contains(said), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("17 tokens in 64 rows"), "{arguments:?}: {}", ended.stderr);
+    }
+    place.run_file("vocab_size = 64", "vocab_size = 34");
+    let padded = place.ok(&["train", "run.toml", "--max-steps", "1", "--output", "padded"]);
+    assert!(padded.stderr.contains("17 tokens in 34 rows"), "{}", padded.stderr);
+    assert!(!padded.stderr.contains("warning: the vocabulary"), "{}", padded.stderr);
+}
+
 #[test]
 fn tasks_that_the_model_has_not() {
     let place = with_model();

@@ -45,7 +45,12 @@ impl Loaded {
         max_length: usize,
         all: bool,
     ) -> anyhow::Result<Self> {
-        eprintln!("reading {}", path.display());
+        let (parameters, tokens) = (model.parameters().count(), tokenizer.vocab_size());
+        let rows = model.config().vocab_size;
+        eprintln!("reading {}: {parameters} parameters, {tokens} tokens in {rows} rows", path.display());
+        if let Some(doubt) = directory::doubtful_vocabulary(model.config(), &tokenizer) {
+            eprintln!("warning: {doubt}");
+        }
         let mut values = vec![0.0f32; model.parameters().len()];
         let loaded = directory::load_parameters(path, &model, 0, all, &mut values)?;
         let unexpected =

@@ -100,12 +100,27 @@ pub fn read_encoder(directory: &Path) -> Result<(BertConfig, Tokenizer), Directo
     }
     let config = BertConfig::from_file(&directory.join(CONFIG))?;
     let tokenizer = Tokenizer::from_directory(directory)?;
-    // Embeddings are often padded with unused rows; a token without a row is what cannot be.
     let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
     if tokens > rows {
         return Err(DirectoryError::Mismatch { path: directory.to_path_buf(), tokens, rows });
     }
     Ok((config, tokenizer))
+}
+
+/// Rows of padding that a word embedding may have without question: up to a multiple of 8, 64 or 128.
+const PADDING: usize = 127;
+
+/// What to say of a word embedding with more rows for no token than padding explains. They do no harm, but mostly mean
+/// that vocabulary and embedding belong to two models, and then every token has another's vector.
+pub fn doubtful_vocabulary(config: &BertConfig, tokenizer: &Tokenizer) -> Option<String> {
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    let unused = rows.saturating_sub(tokens);
+    (unused > PADDING || unused > tokens).then(|| {
+        format!(
+            "the vocabulary has {tokens} tokens and the word embedding {rows} rows, {unused} of them for no token; \
+             check that the vocabulary is this model's (vocab_size says the rows)"
+        )
+    })
 }
 
 /// A directory's tasks; `None` for an encoder alone.
@@ -222,4 +237,26 @@ pub fn save(
 /// The bytes that [`save`] writes, nearly.
 pub fn bytes_of(model: &Model, tokenizer: &Tokenizer) -> u64 {
     model.parameters().count() as u64 * 4 + tokenizer.vocab_size() as u64 * 64 + (1 << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::Normalization;
+
+    #[test]
+    fn padding_is_no_doubt() {
+        let doubt = |words: usize, rows| {
+            let words: Vec<String> = (0..words).map(|word| format!("w{word}")).collect();
+            let tokenizer = Tokenizer::from_words(words.iter().map(String::as_str), Normalization::default());
+            let config = BertConfig { vocab_size: rows, ..BertConfig::default() };
+            doubtful_vocabulary(&config, &tokenizer.unwrap())
+        };
+        // Five tokens are special.
+        assert_eq!(doubt(995, 1000), None);
+        assert_eq!(doubt(996, 1001 + 127), None);
+        assert!(doubt(995, 1000 + 128).unwrap().contains("1000 tokens and the word embedding 1128 rows"));
+        assert_eq!(doubt(3, 16), None);
+        assert!(doubt(3, 17).unwrap().contains("9 of them for no token"));
+    }
 }
