@@ -633,6 +633,25 @@ fn a_sequence_longer_than_the_position_table() {
     place.refused(&["train", "run.toml", "--max-length", "50"], &["mood", "42 tokens", "--max-length 32"]);
 }
 
+/// Text may begin with a brace: lines are JSON if the file's name or the whole first line says so.
+#[test]
+fn a_brace_does_not_make_text_json() {
+    let place = with_model();
+    let predict = |file| ["predict", "--model", "model", "--task", "mood", file];
+    place.write("text.txt", "{hello} the film was good\n{\"a\n");
+    let ended = place.ok(&predict("text.txt"));
+    assert_eq!(ended.stdout.lines().count(), 2, "{}", ended.stdout);
+    assert!(ended.stderr.contains("read as plain text"), "{}", ended.stderr);
+    place.write("text.jsonl", "{hello} the film was good\n");
+    place.refused(&predict("text.jsonl"), &["text.jsonl:1: not a line of JSON"]);
+    place.write("json.txt", "\u{feff}{\"text_a\": \"the film was good\"}\r\nplain\n");
+    place.refused(&predict("json.txt"), &["json.txt:2: not a line of JSON"]);
+    for command in ["predict", "encode"] {
+        let help = place.ok(&[command, "--help"]).stdout;
+        assert!(help.contains("first line") && help.contains(".jsonl"), "{help}");
+    }
+}
+
 // Model directories.
 
 #[test]

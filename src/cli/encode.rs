@@ -24,6 +24,7 @@ Examples:
   cut -f2 pairs.tsv | mtdnn-raw encode --model runs/glue/best --output vectors.safetensors
 
 A line of input is a text, two texts with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
+Lines are JSON if the file is called .jsonl or .ndjson, or if the whole first line is a JSON object; else plain text.
 The file holds, in the order of the lines:
   last_hidden_state  F32 [tokens, hidden]  a vector for each token, [CLS] and [SEP] included, all lines one after another
   starts             I64 [lines + 1]       line i has the tokens starts[i] to starts[i + 1]

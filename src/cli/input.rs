@@ -1,12 +1,12 @@
 //! The texts that `predict` and `encode` read: a line each, from a file or standard input.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, stdin};
+use std::io::{BufRead, BufReader, Cursor, IsTerminal, Read, stdin};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use mtdnn_raw::data::{Example, Label, Text, Texts};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Lines of text as examples without answers.
 pub(super) struct Input {
@@ -28,7 +28,8 @@ pub(super) enum Wanted {
 }
 
 impl Input {
-    /// Opens a file; standard input if there is none or it is `-`.
+    /// Opens a file; standard input if there is none or it is `-`. Its lines are JSON if its name ends in `.jsonl` or
+    /// `.ndjson`, or if the whole first line is a JSON object.
     pub(super) fn open(path: Option<&PathBuf>, wanted: Wanted) -> anyhow::Result<Self> {
         let (mut reader, name): (Box<dyn BufRead>, String) = match path.filter(|path| path.as_os_str() != "-")
         {
@@ -43,10 +44,21 @@ impl Input {
                 (Box::new(stdin().lock()), "standard input".into())
             }
         };
-        let start = reader.fill_buf().with_context(|| format!("cannot read {name}"))?;
-        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
         let extension = path.and_then(|path| Path::new(path).extension()?.to_str());
-        let json = start.starts_with(b"{") || matches!(extension, Some("jsonl" | "ndjson"));
+        let mut json = matches!(extension, Some("jsonl" | "ndjson"));
+        if !json {
+            let mut first = Vec::new();
+            reader.read_until(b'\n', &mut first).with_context(|| format!("cannot read {name}"))?;
+            let line = first.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&first);
+            json = serde_json::from_slice::<Map<String, Value>>(line).is_ok();
+            if !json && line.starts_with(b"{") {
+                eprintln!(
+                    "warning: {name}: the first line is no JSON object, so all are read as plain text; for JSON mend \
+                     it, or give a file called .jsonl"
+                );
+            }
+            reader = Box::new(Cursor::new(first).chain(reader));
+        }
         Ok(Self { reader, name, line: 0, wanted, json })
     }
 

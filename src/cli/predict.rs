@@ -19,9 +19,9 @@ Examples:
   mtdnn-raw predict --model runs/glue/best --task rte,mnli pairs.tsv          a<TAB>b in each line
   mtdnn-raw predict --model runs/sample/best --task answers --json questions.jsonl
 
-A line of input is a text, two texts with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}. It has one text or two
-as the task had in training.
+A line of input is what the task was trained on: a text, two with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
 For ranking: query<TAB>candidate<TAB>candidate…, or {\"query\": …, \"candidates\": […]}.
+Lines are JSON if the file is called .jsonl or .ndjson, or if the whole first line is a JSON object; else plain text.
 A line of output has columns with tabs between: \"label probability\", the most probable first; a score; or for ranking
 \"candidate probability\", the best first. With several tasks, each task's columns follow its name.";
 
