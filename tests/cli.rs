@@ -591,6 +591,19 @@ fn a_run_file_that_is_wrong() {
     }
 }
 
+#[test]
+fn a_run_file_without_tasks_is_not_the_sample_run() {
+    let place = Place::new();
+    place.write("empty.toml", "output = \"run\"\n[train]\nmax_steps = 1\n");
+    let arguments = ["train", "empty.toml"];
+    place.refused(&arguments, &["empty.toml: no [[task]]", "--data", "without a run file"]);
+    assert_eq!(place.run(&arguments).code, Some(2));
+    place.refused(&["train", "empty.toml", "--tasks", "mood"], &["empty.toml: no [[task]]"]);
+    // With --data it holds the settings alone.
+    fs::create_dir(place.path("glue")).unwrap();
+    place.refused(&["train", "empty.toml", "--data", "glue"], &["no training file of a known task"]);
+}
+
 // Text.
 
 #[test]

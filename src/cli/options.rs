@@ -172,7 +172,16 @@ impl TrainArgs {
     /// What the flags override.
     fn base(&self) -> anyhow::Result<RunConfig> {
         if let Some(file) = &self.file {
-            return config_file::read(file);
+            let config = config_file::read(file)?;
+            if config.tasks.is_empty() && self.data.is_none() {
+                return Err(Usage(format!(
+                    "{}: no [[task]] in it, so there is nothing to train; name tasks, or give --data GLUE_DIR \
+                     (without a run file, mtdnn-raw train takes the built-in sample tasks)",
+                    file.display()
+                ))
+                .into());
+            }
+            return Ok(config);
         }
         if self.resume {
             let usage = "--resume: say which run to go on with: --output DIR, or its run file";
