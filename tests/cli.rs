@@ -541,6 +541,44 @@ fn unknown_flags_and_commands_get_the_nearest_name() {
     }
 }
 
+/// A name that a flag gives is wrong usage wherever it is wrong; what it names but is not there is a failure.
+#[test]
+fn wrong_task_names_are_wrong_usage() {
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    place.write("one.toml", RUN.split("[[task]]\nname = \"likeness\"").next().unwrap());
+    fs::create_dir_all(place.path("glue/RTE")).unwrap();
+    let eval = |data, tasks| ["eval", "--model", "model", "--data", data, "--tasks", tasks];
+    let predict = |task| ["predict", "--model", "model", "--task", task, "in.txt"];
+    for (arguments, word) in [
+        (
+            &["train", "run.toml", "--tasks", "moood"][..],
+            "--tasks moood: not a task of the run file; did you mean \"mood\"",
+        ),
+        (&["train", "run.toml", "--tasks", "xyz"], "the names are mood, likeness, answer"),
+        (&["train", "run.toml", "--tasks", "mood,mood"], "--tasks mood: named twice"),
+        (
+            &["train", "--data", "glue", "--tasks", "rtee"],
+            "--tasks rtee: not a known task (your own go into a run file); did you mean \"rte\"",
+        ),
+        (&["train", "--data", "glue", "--tasks", "rte,RTE"], "--tasks RTE: named twice"),
+        (&eval("run.toml", "moood"), "--tasks moood: not a task of the model; did you mean \"mood\""),
+        (&eval("one.toml", "likeness"), "--tasks likeness: not a task of the run file"),
+        (&eval("glue", "mood"), "--tasks mood: not a known task"),
+        (&predict("moood"), "--task moood: not a task of the model; did you mean \"mood\""),
+        (&predict("xyz"), "the names are mood, likeness, answer"),
+        (&predict("mood,mood"), "--task mood: named twice"),
+        (&predict("mood,answer"), "one after another"),
+    ] {
+        let ended = place.run(arguments);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(word), "{arguments:?}: {word:?} is not in: {}", ended.stderr);
+    }
+    let ended = place.run(&["train", "--data", "glue", "--tasks", "rte"]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("looked for train.tsv"), "{}", ended.stderr);
+}
+
 #[test]
 fn devices_and_precisions_that_are_not_there() {
     let place = Place::new();

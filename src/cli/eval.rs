@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::model::Loaded;
 use super::train::results_table;
-use super::{Exit, cache_directory, config_file};
+use super::{Exit, KNOWN_TASK, Usage, cache_directory, config_file, unknown_task};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,9 +47,12 @@ pub(super) struct EvalArgs {
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model)?;
-    let asked = args.tasks.as_ref().map(|names| loaded.find(names)).transpose()?;
+    let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
     let source = Source::open(args)?;
+    for &task in asked.iter().flatten() {
+        source.check_name(&loaded.model.tasks()[task].name)?;
+    }
     let cache = cache_directory();
     let mut results = Vec::new();
     for &task in asked.as_ref().unwrap_or(&all) {
@@ -86,9 +89,10 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
 /// Where the tasks' files are.
 enum Source<'a> {
     Glue(&'a PathBuf),
-    /// The tasks of a run file; none are the built-in sample tasks.
+    /// The tasks of a run file.
     RunFile(Vec<TaskSpec>),
-    Sample,
+    /// The built-in sample tasks: the run file of a run on them names none.
+    Sample(Vec<TaskSpec>),
 }
 
 impl<'a> Source<'a> {
@@ -100,9 +104,22 @@ impl<'a> Source<'a> {
             bail!("--data {}: no such folder, and no such run file", args.data.display());
         }
         let config = config_file::read(&args.data)?;
-        match config.tasks.is_empty() {
-            true => Ok(Source::Sample),
-            false => Ok(Source::RunFile(prepare::tasks(&config)?)),
+        let specs = prepare::tasks(&config)?;
+        Ok(if config.tasks.is_empty() { Source::Sample(specs) } else { Source::RunFile(specs) })
+    }
+
+    /// Refuses a name from the command line that no task has here.
+    fn check_name(&self, name: &str) -> Result<(), Usage> {
+        let (what, specs) = match self {
+            Source::Glue(_) if glue::find(name).is_some() => return Ok(()),
+            Source::Glue(_) => return Err(unknown_task("--tasks", name, KNOWN_TASK, glue::names())),
+            Source::RunFile(specs) => ("a task of the run file", specs),
+            Source::Sample(specs) => ("a built-in sample task", specs),
+        };
+        let names = specs.iter().map(|spec| spec.name.as_str());
+        match names.clone().any(|known| known == name) {
+            true => Ok(()),
+            false => Err(unknown_task("--tasks", name, what, names)),
         }
     }
 
@@ -111,7 +128,7 @@ impl<'a> Source<'a> {
         match self {
             Source::Glue(folder) => glue::task(&task.name, folder).is_err(),
             Source::RunFile(specs) => specs.iter().all(|spec| spec.name != task.name),
-            Source::Sample => false,
+            Source::Sample(_) => false,
         }
     }
 
@@ -123,7 +140,7 @@ impl<'a> Source<'a> {
         cache: Option<&std::path::Path>,
     ) -> anyhow::Result<Vec<(String, Dataset)>> {
         let found = match self {
-            Source::Sample => return sample_sets(task, loaded),
+            Source::Sample(_) => return sample_sets(task, loaded),
             Source::Glue(folder) => glue::task(&task.name, folder)?,
             Source::RunFile(specs) => specs
                 .iter()

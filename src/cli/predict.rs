@@ -51,7 +51,7 @@ const CHUNK: usize = 8192;
 
 pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model)?;
-    let tasks = loaded.find(&args.task)?;
+    let tasks = loaded.find("--task", &args.task)?;
     let specs: Vec<&TaskSpec> = tasks.iter().map(|&task| &loaded.model.tasks()[task]).collect();
     let mut input = Input::open(args.file.as_ref(), wanted(&specs)?)?;
     let mut out = BufWriter::new(stdout().lock());

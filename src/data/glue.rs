@@ -9,7 +9,7 @@ use super::error::{DataError, list, nearest_name};
 use super::task::{Column, Columns, Format, MetricKind, Quirks, SourceFile, Split, TaskKind, TaskSpec};
 
 /// The names of all known tasks.
-pub fn names() -> impl Iterator<Item = &'static str> {
+pub fn names() -> impl Iterator<Item = &'static str> + Clone {
     KNOWN.iter().map(|known| known.name)
 }
 
