@@ -228,6 +228,27 @@ fn eval_finds_the_figures_of_the_best_evaluation() {
     assert!(only.stdout.contains("mood") && !only.stdout.contains("answer"), "{}", only.stdout);
 }
 
+/// Where the figures cannot be written is said before they are computed, and what is there stays until they are.
+#[test]
+fn the_file_for_the_figures_is_tried_first() {
+    let place = with_model();
+    let eval = |data, json| ["eval", "--model", "model", "--data", data, "--json", json];
+    for json in ["absent/eval.json", "model"] {
+        let ended = place.run(&eval("run.toml", json));
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("--json {json}: cannot be written")), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("measuring"), "it was measured first: {}", ended.stderr);
+    }
+    place.write("earlier.json", "the figures before");
+    for json in ["earlier.json", "new.json"] {
+        assert_eq!(place.run(&eval("absent", json)).code, Some(1));
+    }
+    assert_eq!(fs::read_to_string(place.path("earlier.json")).unwrap(), "the figures before");
+    assert!(!place.path("new.json").exists(), "a failed evaluation has left a file");
+    place.ok(&eval("run.toml", "earlier.json"));
+    serde_json::from_slice::<Value>(&fs::read(place.path("earlier.json")).unwrap()).unwrap();
+}
+
 /// Of a model whose `mtdnn.json` does not say how many texts its tasks read, one text and two are answered.
 #[test]
 fn predict_answers_every_line() {

@@ -1,8 +1,8 @@
 //! `eval`: the dev sets of a trained model's tasks.
 
-use std::fs;
-use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write, stdout};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -46,6 +46,9 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
+    if let Some(path) = &args.json {
+        check_writable(path).with_context(|| format!("--json {}: cannot be written", path.display()))?;
+    }
     let mut loaded = Loaded::with_tasks(&args.model)?;
     let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
@@ -78,12 +81,26 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     let mean = mean_of_main_metrics(&evaluations);
     if let Some(path) = &args.json {
         let text = format!("{:#}\n", to_json(&results, mean));
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, text).with_context(|| format!("--json {}: cannot be written", path.display()))?;
     }
     let mut out = stdout().lock();
     write!(out, "{}", results_table(&results))?;
     writeln!(out, "mean {mean:.4}")?;
     Ok(Exit::Done)
+}
+
+/// Whether a file can be written, asked before there is anything to write: what it holds stays, and where there is none
+/// none is left. A pipe is not asked, because its reader takes the first end for the last.
+fn check_writable(path: &Path) -> io::Result<()> {
+    let known = fs::metadata(path).ok();
+    if known.as_ref().is_none_or(|known| known.is_file() || known.is_dir()) {
+        OpenOptions::new().append(true).create(true).open(path)?;
+    }
+    match known {
+        Some(_) => Ok(()),
+        // Not `path` itself, which may be a link.
+        None => fs::remove_file(path.canonicalize()?),
+    }
 }
 
 /// Where the tasks' files are.
@@ -137,7 +154,7 @@ impl<'a> Source<'a> {
         &self,
         task: &TaskSpec,
         loaded: &Loaded,
-        cache: Option<&std::path::Path>,
+        cache: Option<&Path>,
     ) -> anyhow::Result<Vec<(String, Dataset)>> {
         let found = match self {
             Source::Sample(_) => return sample_sets(task, loaded),
