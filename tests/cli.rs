@@ -829,6 +829,38 @@ fn an_embedding_much_larger_than_the_vocabulary_is_said() {
 }
 
 #[test]
+fn the_shapes_of_the_heads_are_written_and_checked() {
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    let predict = ["predict", "--model", "model", "--task", "mood", "in.txt"];
+    let path = place.path("model/mtdnn.json");
+    let mut description: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let version = format!("mtdnn-raw {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(description["engine"], version.as_str());
+    for (task, outputs) in [("mood", 2), ("likeness", 1), ("answer", 1)] {
+        let expected = serde_json::json!({"weight": [outputs, 32], "bias": [outputs]});
+        assert_eq!(description["heads"][task], expected);
+    }
+
+    let with_heads = |change: &dyn Fn(&mut Value)| {
+        let mut changed = description.clone();
+        change(&mut changed);
+        fs::write(&path, changed.to_string()).unwrap();
+    };
+    with_heads(&|description| description["heads"]["mood"]["weight"] = serde_json::json!([3, 32]));
+    let words = ["mtdnn.json: heads.mood.weight", "[3, 32]", "model.safetensors", "[2, 32]", "same model"];
+    place.refused(&predict, &words);
+    place.refused(&["train", "run.toml", "--init", "model"], &words);
+    with_heads(&|description| description["heads"]["mood"]["scale"] = serde_json::json!([2]));
+    place.refused(&predict, &["mtdnn.json: heads.mood.scale", "[2]", "does not have it"]);
+
+    // Written before the shapes were.
+    description.as_object_mut().unwrap().remove("heads");
+    fs::write(&path, description.to_string()).unwrap();
+    place.ok(&predict);
+}
+
+#[test]
 fn tasks_that_the_model_has_not() {
     let place = with_model();
     place.write("in.txt", "the film\n");

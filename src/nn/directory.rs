@@ -3,6 +3,7 @@
 //! `transformers` loads the encoder of such a directory as it stands; the heads lie in the same
 //! `model.safetensors` under `heads.<task>.`, and `mtdnn.json` says what they answer.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,13 @@ pub struct Description {
     pub max_length: usize,
     /// The tasks in the order of their heads.
     pub tasks: Vec<TaskSpec>,
+    /// The shape of each tensor of each task's head: `heads.<task>.<tensor>` in the weights. Empty if it is not said.
+    #[serde(default, skip_serializing_if = "Heads::is_empty")]
+    pub heads: Heads,
 }
+
+/// Shapes by task and tensor.
+pub type Heads = BTreeMap<String, BTreeMap<String, Vec<usize>>>;
 
 /// The layout that this version reads and writes.
 const FORMAT: u32 = 1;
@@ -82,6 +89,22 @@ pub enum DirectoryError {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// `mtdnn.json` and the weights differ about a head.
+    #[error(
+        "{}: {tensor} should have the shape {said:?}, but {WEIGHTS} beside it {}; take both files from the same model",
+        path.display(),
+        found.as_ref().map_or("does not have it".to_string(), |found| format!("has {found:?}"))
+    )]
+    Head {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the weights.
+        tensor: String,
+        /// The shape that `mtdnn.json` says.
+        said: Vec<usize>,
+        /// The shape that it has, if it is there.
+        found: Option<Vec<usize>>,
     },
     /// A file could not be written.
     #[error("{}: cannot be written: {source}", path.display())]
@@ -161,6 +184,37 @@ pub struct Loaded {
     pub initialised: Vec<String>,
 }
 
+/// Holds the shapes that `mtdnn.json` says against those of the weights.
+fn check_heads(directory: &Path, heads: &Heads) -> Result<(), DirectoryError> {
+    if heads.is_empty() {
+        return Ok(());
+    }
+    let mut shapes = weights::shapes(&directory.join(WEIGHTS))?;
+    for (task, tensors) in heads {
+        for (tensor, said) in tensors {
+            let tensor = format!("heads.{task}.{tensor}");
+            let found = shapes.remove(&tensor);
+            if found.as_ref() != Some(said) {
+                let (path, said) = (directory.join(DESCRIPTION), said.clone());
+                return Err(DirectoryError::Head { path, tensor, said, found });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The shapes of a model's heads.
+fn heads_of(model: &Model) -> Heads {
+    let mut heads = Heads::new();
+    for parameter in model.parameters().parameters() {
+        let name = parameter.name.strip_prefix("heads.").and_then(|name| name.split_once('.'));
+        if let Some((task, tensor)) = name {
+            heads.entry(task.into()).or_default().insert(tensor.into(), parameter.shape.clone());
+        }
+    }
+    heads
+}
+
 /// Reads a model's parameters into `values`, the flat parameter buffer.
 ///
 /// Encoder tensors must be there. The pooler, and heads of tasks that the directory's `mtdnn.json` does not
@@ -172,7 +226,11 @@ pub fn load_parameters(
     all: bool,
     values: &mut [f32],
 ) -> Result<Loaded, DirectoryError> {
-    let described = read_description(directory)?.map_or(Vec::new(), |description| description.tasks);
+    let mut described = Vec::new();
+    if let Some(description) = read_description(directory)? {
+        check_heads(directory, &description.heads)?;
+        described = description.tasks;
+    }
     let same_head = |name: &str| {
         let task = model.tasks().iter().find(|task| name.starts_with(&format!("heads.{}.", task.name)));
         task.is_some_and(|task| {
@@ -220,6 +278,7 @@ pub fn save(
         engine: format!("mtdnn-raw {}", env!("CARGO_PKG_VERSION")),
         max_length,
         tasks: model.tasks().to_vec(),
+        heads: heads_of(model),
     };
     let path = directory.join(DESCRIPTION);
     let text = serde_json::to_string_pretty(&description).expect("plain data") + "\n";
