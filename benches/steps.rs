@@ -47,6 +47,7 @@ fn bench(name: &str, config: &BertConfig, limits: &Limits) {
     let task = TaskSpec {
         name: "bench".to_string(),
         kind: TaskKind::Classification,
+        texts: None,
         labels: ["a", "b", "c"].map(str::to_string).to_vec(),
         metrics: vec![MetricKind::Accuracy],
         dropout: 0.1,

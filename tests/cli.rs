@@ -228,11 +228,35 @@ fn eval_finds_the_figures_of_the_best_evaluation() {
     assert!(only.stdout.contains("mood") && !only.stdout.contains("answer"), "{}", only.stdout);
 }
 
+/// Where the figures cannot be written is said before they are computed, and what is there stays until they are.
+#[test]
+fn the_file_for_the_figures_is_tried_first() {
+    let place = with_model();
+    let eval = |data, json| ["eval", "--model", "model", "--data", data, "--json", json];
+    for json in ["absent/eval.json", "model"] {
+        let ended = place.run(&eval("run.toml", json));
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("--json {json}: cannot be written")), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("measuring"), "it was measured first: {}", ended.stderr);
+    }
+    place.write("earlier.json", "the figures before");
+    for json in ["earlier.json", "new.json"] {
+        assert_eq!(place.run(&eval("absent", json)).code, Some(1));
+    }
+    assert_eq!(fs::read_to_string(place.path("earlier.json")).unwrap(), "the figures before");
+    assert!(!place.path("new.json").exists(), "a failed evaluation has left a file");
+    place.ok(&eval("run.toml", "earlier.json"));
+    serde_json::from_slice::<Value>(&fs::read(place.path("earlier.json")).unwrap()).unwrap();
+}
+
+/// Of a model whose `mtdnn.json` does not say how many texts its tasks read, one text and two are answered.
 #[test]
 fn predict_answers_every_line() {
-    let place = trained();
+    let place = with_model();
+    replace(&place.path("model"), "mtdnn.json", "\"texts\": \"single\",", "");
+    replace(&place.path("model"), "mtdnn.json", "\"texts\": \"pair\",", "");
     place.write("in.txt", "the film was good\nthe song was bad\r\nthe film\tthe song");
-    let ended = place.ok(&["predict", "--model", "run/best", "--task", "mood,likeness", "in.txt"]);
+    let ended = place.ok(&["predict", "--model", "model", "--task", "mood,likeness", "in.txt"]);
     let lines: Vec<Vec<&str>> = ended.stdout.lines().map(|line| line.split('\t').collect()).collect();
     assert_eq!(lines.len(), 3);
     for line in &lines {
@@ -257,6 +281,25 @@ fn predict_reads_standard_input_and_prints_json() {
     assert_eq!(ranking.len(), 2);
     let sum: f64 = ranking.iter().map(|candidate| candidate["probability"].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
+}
+
+/// Whether a task reads one text or pairs is in `mtdnn.json`, and a line of the other shape has no answer.
+#[test]
+fn predict_wants_the_texts_that_a_task_was_trained_on() {
+    let place = with_model();
+    place.write("one.txt", "the film was good\na song\n");
+    place.write("two.txt", "the film\tthe song\n");
+    place.write("mixed.jsonl", "{\"text_a\": \"a\", \"text_b\": \"film\"}\n{\"text_a\": \"a\"}\n");
+    let predict = |task, file| ["predict", "--model", "model", "--task", task, file];
+    place.ok(&predict("mood", "one.txt"));
+    place.ok(&predict("likeness", "two.txt"));
+    place.refused(&predict("mood", "two.txt"), &["two.txt:1: task mood reads one text", "text_a alone"]);
+    place.refused(&predict("likeness", "one.txt"), &["one.txt:1: task likeness reads two texts", "a tab"]);
+    place.refused(&predict("likeness", "mixed.jsonl"), &["mixed.jsonl:2: task likeness", "text_b"]);
+    place.refused(
+        &predict("likeness,mood", "two.txt"),
+        &["mood reads one text and likeness two", "one after another"],
+    );
 }
 
 #[test]
@@ -519,6 +562,44 @@ fn unknown_flags_and_commands_get_the_nearest_name() {
     }
 }
 
+/// A name that a flag gives is wrong usage wherever it is wrong; what it names but is not there is a failure.
+#[test]
+fn wrong_task_names_are_wrong_usage() {
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    place.write("one.toml", RUN.split("[[task]]\nname = \"likeness\"").next().unwrap());
+    fs::create_dir_all(place.path("glue/RTE")).unwrap();
+    let eval = |data, tasks| ["eval", "--model", "model", "--data", data, "--tasks", tasks];
+    let predict = |task| ["predict", "--model", "model", "--task", task, "in.txt"];
+    for (arguments, word) in [
+        (
+            &["train", "run.toml", "--tasks", "moood"][..],
+            "--tasks moood: not a task of the run file; did you mean \"mood\"",
+        ),
+        (&["train", "run.toml", "--tasks", "xyz"], "the names are mood, likeness, answer"),
+        (&["train", "run.toml", "--tasks", "mood,mood"], "--tasks mood: named twice"),
+        (
+            &["train", "--data", "glue", "--tasks", "rtee"],
+            "--tasks rtee: not a known task (your own go into a run file); did you mean \"rte\"",
+        ),
+        (&["train", "--data", "glue", "--tasks", "rte,RTE"], "--tasks RTE: named twice"),
+        (&eval("run.toml", "moood"), "--tasks moood: not a task of the model; did you mean \"mood\""),
+        (&eval("one.toml", "likeness"), "--tasks likeness: not a task of the run file"),
+        (&eval("glue", "mood"), "--tasks mood: not a known task"),
+        (&predict("moood"), "--task moood: not a task of the model; did you mean \"mood\""),
+        (&predict("xyz"), "the names are mood, likeness, answer"),
+        (&predict("mood,mood"), "--task mood: named twice"),
+        (&predict("mood,answer"), "one after another"),
+    ] {
+        let ended = place.run(arguments);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(word), "{arguments:?}: {word:?} is not in: {}", ended.stderr);
+    }
+    let ended = place.run(&["train", "--data", "glue", "--tasks", "rte"]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("looked for train.tsv"), "{}", ended.stderr);
+}
+
 #[test]
 fn devices_and_precisions_that_are_not_there() {
     let place = Place::new();
@@ -569,6 +650,19 @@ fn a_run_file_that_is_wrong() {
     }
 }
 
+#[test]
+fn a_run_file_without_tasks_is_not_the_sample_run() {
+    let place = Place::new();
+    place.write("empty.toml", "output = \"run\"\n[train]\nmax_steps = 1\n");
+    let arguments = ["train", "empty.toml"];
+    place.refused(&arguments, &["empty.toml: no [[task]]", "--data", "without a run file"]);
+    assert_eq!(place.run(&arguments).code, Some(2));
+    place.refused(&["train", "empty.toml", "--tasks", "mood"], &["empty.toml: no [[task]]"]);
+    // With --data it holds the settings alone.
+    fs::create_dir(place.path("glue")).unwrap();
+    place.refused(&["train", "empty.toml", "--data", "glue"], &["no training file of a known task"]);
+}
+
 // Text.
 
 #[test]
@@ -609,6 +703,25 @@ fn a_sequence_longer_than_the_position_table() {
     let long = "film ".repeat(40);
     place.write("mood-train.tsv", format!("text\tmood\n{long}\tup\na song\tdown\n"));
     place.refused(&["train", "run.toml", "--max-length", "50"], &["mood", "42 tokens", "--max-length 32"]);
+}
+
+/// Text may begin with a brace: lines are JSON if the file's name or the whole first line says so.
+#[test]
+fn a_brace_does_not_make_text_json() {
+    let place = with_model();
+    let predict = |file| ["predict", "--model", "model", "--task", "mood", file];
+    place.write("text.txt", "{hello} the film was good\n{\"a\n");
+    let ended = place.ok(&predict("text.txt"));
+    assert_eq!(ended.stdout.lines().count(), 2, "{}", ended.stdout);
+    assert!(ended.stderr.contains("read as plain text"), "{}", ended.stderr);
+    place.write("text.jsonl", "{hello} the film was good\n");
+    place.refused(&predict("text.jsonl"), &["text.jsonl:1: not a line of JSON"]);
+    place.write("json.txt", "\u{feff}{\"text_a\": \"the film was good\"}\r\nplain\n");
+    place.refused(&predict("json.txt"), &["json.txt:2: not a line of JSON"]);
+    for command in ["predict", "encode"] {
+        let help = place.ok(&[command, "--help"]).stdout;
+        assert!(help.contains("first line") && help.contains(".jsonl"), "{help}");
+    }
 }
 
 // Model directories.
@@ -690,6 +803,61 @@ fn replace(model: &Path, file: &str, from: &str, to: &str) {
             bytes.splice(at..at + from.len(), to.bytes());
         }
     });
+}
+
+/// Rows that no token has are padding up to a multiple of 128; more of them are two models' files in one directory.
+#[test]
+fn an_embedding_much_larger_than_the_vocabulary_is_said() {
+    let said =
+        "warning: the vocabulary has 17 tokens and the word embedding 64 rows, 47 of them for no token";
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    for arguments in [
+        &["train", "run.toml", "--max-steps", "1"][..],
+        &["train", "run.toml", "--max-steps", "1", "--init", "model", "--output", "another"],
+        &["encode", "--model", "model", "in.txt", "--output", "out.safetensors"],
+        &["predict", "--model", "model", "--task", "mood", "in.txt"],
+    ] {
+        let ended = place.ok(arguments);
+        assert!(ended.stderr.contains(said), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("17 tokens in 64 rows"), "{arguments:?}: {}", ended.stderr);
+    }
+    place.run_file("vocab_size = 64", "vocab_size = 34");
+    let padded = place.ok(&["train", "run.toml", "--max-steps", "1", "--output", "padded"]);
+    assert!(padded.stderr.contains("17 tokens in 34 rows"), "{}", padded.stderr);
+    assert!(!padded.stderr.contains("warning: the vocabulary"), "{}", padded.stderr);
+}
+
+#[test]
+fn the_shapes_of_the_heads_are_written_and_checked() {
+    let place = with_model();
+    place.write("in.txt", "the film\n");
+    let predict = ["predict", "--model", "model", "--task", "mood", "in.txt"];
+    let path = place.path("model/mtdnn.json");
+    let mut description: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let version = format!("mtdnn-raw {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(description["engine"], version.as_str());
+    for (task, outputs) in [("mood", 2), ("likeness", 1), ("answer", 1)] {
+        let expected = serde_json::json!({"weight": [outputs, 32], "bias": [outputs]});
+        assert_eq!(description["heads"][task], expected);
+    }
+
+    let with_heads = |change: &dyn Fn(&mut Value)| {
+        let mut changed = description.clone();
+        change(&mut changed);
+        fs::write(&path, changed.to_string()).unwrap();
+    };
+    with_heads(&|description| description["heads"]["mood"]["weight"] = serde_json::json!([3, 32]));
+    let words = ["mtdnn.json: heads.mood.weight", "[3, 32]", "model.safetensors", "[2, 32]", "same model"];
+    place.refused(&predict, &words);
+    place.refused(&["train", "run.toml", "--init", "model"], &words);
+    with_heads(&|description| description["heads"]["mood"]["scale"] = serde_json::json!([2]));
+    place.refused(&predict, &["mtdnn.json: heads.mood.scale", "[2]", "does not have it"]);
+
+    // Written before the shapes were.
+    description.as_object_mut().unwrap().remove("heads");
+    fs::write(&path, description.to_string()).unwrap();
+    place.ok(&predict);
 }
 
 #[test]

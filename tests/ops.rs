@@ -326,6 +326,7 @@ fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> Task
     TaskSpec {
         name: name.to_string(),
         kind,
+        texts: None,
         labels: labels.iter().map(|label| label.to_string()).collect(),
         metrics: vec![metric],
         dropout: 0.25,

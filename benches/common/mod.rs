@@ -1,5 +1,7 @@
 //! A timer, and the machine's limits by probes in the same run: rate of fused multiply-adds, rate of copying.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,7 @@ pub fn median(mut work: impl FnMut()) -> Duration {
 /// What this machine can do at most, on the threads of the current pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Floating-point operations a second, of f32 fused multiply-adds that wait for nothing.
+    /// Floating-point operations a second, of f32 fused multiply-adds that wait for nothing; two operations each.
     pub flops: f64,
     /// Bytes read and written a second by a copy that no cache holds.
     pub bytes: f64,
@@ -31,77 +33,97 @@ pub struct Limits {
 impl Limits {
     /// Measures them.
     pub fn probe() -> Self {
-        let threads = rayon::current_num_threads();
-        const ROUNDS: usize = 1 << 22;
-        let best = |work: &mut dyn FnMut()| {
-            work();
-            (0..5).map(|_| time(work).as_secs_f64()).fold(f64::INFINITY, f64::min)
-        };
-        let (sums, multiply_add) = multiply_adder();
-        let seconds = best(&mut || {
-            (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-                black_box(multiply_add(black_box(ROUNDS)));
-            });
-        });
-        let flops = (threads * ROUNDS * sums * LANES * 2) as f64 / seconds;
+        const ROUNDS: usize = 1 << 20;
+        let (multiply_adds, work) = multiply_adder();
+        let operations = (ROUNDS * multiply_adds * 2) as f64;
+        let seconds = rayon::broadcast(|_| best(40, || work(ROUNDS)));
         let from = vec![1.0f32; 1 << 26];
         let mut to = vec![0.0f32; 1 << 26];
-        let seconds = best(&mut || {
+        let copying = best(5, || {
             to.par_chunks_mut(1 << 18).zip(from.par_chunks(1 << 18)).for_each(|(to, from)| {
                 to.copy_from_slice(from);
             });
         });
-        Self { flops, bytes: 2.0 * 4.0 * from.len() as f64 / seconds }
+        Self {
+            flops: seconds.iter().map(|seconds| operations / seconds).sum(),
+            bytes: 2.0 * 4.0 * from.len() as f64 / copying,
+        }
     }
 }
 
-fn time(work: &mut dyn FnMut()) -> Duration {
-    let begin = Instant::now();
+/// The seconds of the best of several tries after a first one; of short tries one is disturbed by nothing.
+fn best(tries: usize, mut work: impl FnMut()) -> f64 {
     work();
-    begin.elapsed()
+    let seconds = (0..tries).map(|_| {
+        let begin = Instant::now();
+        work();
+        begin.elapsed().as_secs_f64()
+    });
+    seconds.fold(f64::INFINITY, f64::min)
 }
 
-const LANES: usize = 16;
-/// Sums of sixteen lanes that keep the multipliers busy, more than latency times throughput, and fit the registers.
-const SUMS_AVX512: usize = 12;
-const SUMS_AVX2: usize = 6;
+/// Sums that do not wait for one another: a fused multiply-add takes 4 cycles and two start in each, so that 8 are the
+/// least, and with factor and addend 14 of AVX2's 16 registers are in use.
+const SUMS: usize = 12;
+/// What each sum begins with: the compiler must not find out that all are alike.
+const START: [f32; SUMS] = [0.5; SUMS];
+/// Each multiply-add is `sum * FACTOR + ADDEND`, which goes to 1 and stays a normal number.
+const FACTOR: f32 = 0.999;
+const ADDEND: f32 = 0.001;
 
-/// How many sums a round adds to, and what does it, in the widest instruction set that the kernels would use.
-fn multiply_adder() -> (usize, fn(usize) -> f32) {
+/// How many multiply-adds of single floats a round is, and what does so many rounds, in the widest instruction set that
+/// the kernels would use. Registers are named by intrinsics: whether a plain loop gets them is the compiler's mood.
+fn multiply_adder() -> (usize, fn(usize)) {
     use mtdnn_raw::backend::cpu::isa::Isa;
     match Isa::detect() {
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (SUMS_AVX512, |rounds| unsafe { multiply_add_avx512(rounds) }),
+        Isa::Avx512 => (16 * SUMS, |rounds| unsafe { multiply_add_avx512(rounds) }),
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (SUMS_AVX2, |rounds| unsafe { multiply_add_avx2(rounds) }),
-        _ => (SUMS_AVX2, multiply_add::<SUMS_AVX2>),
+        Isa::Avx2 => (8 * SUMS, |rounds| unsafe { multiply_add_avx2(rounds) }),
+        _ => (LANES * SUMS, multiply_add),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn multiply_add_avx512(rounds: usize) -> f32 {
-    multiply_add::<SUMS_AVX512>(rounds)
+fn multiply_add_avx512(rounds: usize) {
+    let mut sums = black_box(START).map(|start| _mm512_set1_ps(start));
+    let (factor, addend) = (_mm512_set1_ps(FACTOR), _mm512_set1_ps(ADDEND));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, addend);
+        }
+    }
+    black_box(sums.into_iter().fold(addend, |total, sum| _mm512_add_ps(total, sum)));
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_add_avx2(rounds: usize) -> f32 {
-    multiply_add::<SUMS_AVX2>(rounds)
-}
-
-#[inline(always)]
-fn multiply_add<const SUMS: usize>(rounds: usize) -> f32 {
-    let mut sums = [[0.5f32; LANES]; SUMS];
-    let (factor, addend) = ([0.999f32; LANES], [0.001f32; LANES]);
+fn multiply_add_avx2(rounds: usize) {
+    let mut sums = black_box(START).map(|start| _mm256_set1_ps(start));
+    let (factor, addend) = (_mm256_set1_ps(FACTOR), _mm256_set1_ps(ADDEND));
     for _ in 0..rounds {
         for sum in &mut sums {
-            for lane in 0..LANES {
-                sum[lane] = sum[lane].mul_add(factor[lane], addend[lane]);
-            }
+            *sum = _mm256_fmadd_ps(*sum, factor, addend);
         }
     }
-    sums.iter().flatten().sum()
+    black_box(sums.into_iter().fold(addend, |total, sum| _mm256_add_ps(total, sum)));
+}
+
+/// Floats in a register of the plain build.
+const LANES: usize = 4;
+
+/// As the portable kernels: fused where every machine of the architecture can, elsewhere a product and a sum.
+fn multiply_add(rounds: usize) {
+    const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+    let mut sums = black_box(START).map(|start| [start; LANES]);
+    for _ in 0..rounds {
+        for lane in sums.as_flattened_mut() {
+            *lane = if FUSED { lane.mul_add(FACTOR, ADDEND) } else { *lane * FACTOR + ADDEND };
+        }
+    }
+    // All of them, side by side: that is why the compiler takes them four at a time.
+    black_box(sums);
 }

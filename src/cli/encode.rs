@@ -14,7 +14,7 @@ use mtdnn_raw::train::evaluate::EVALUATION_TOKENS;
 use mtdnn_raw::train::signals::Stop;
 use serde_json::{Map, Value, json};
 
-use super::input::{Columns, Input};
+use super::input::{Input, Wanted};
 use super::model::Loaded;
 use super::{Exit, format};
 
@@ -24,6 +24,7 @@ Examples:
   cut -f2 pairs.tsv | mtdnn-raw encode --model runs/glue/best --output vectors.safetensors
 
 A line of input is a text, two texts with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
+Lines are JSON if the file is called .jsonl or .ndjson, or if the whole first line is a JSON object; else plain text.
 The file holds, in the order of the lines:
   last_hidden_state  F32 [tokens, hidden]  a vector for each token, [CLS] and [SEP] included, all lines one after another
   starts             I64 [lines + 1]       line i has the tokens starts[i] to starts[i + 1]
@@ -52,7 +53,7 @@ pub(super) fn run(args: &EncodeArgs) -> anyhow::Result<Exit> {
     if !pooler {
         eprintln!("warning: the model has no pooler, so the file will have no \"pooled\"");
     }
-    let examples = Input::open(args.file.as_ref(), Columns::Pair)?.examples(usize::MAX)?;
+    let examples = Input::open(args.file.as_ref(), Wanted::Texts)?.examples(usize::MAX)?;
     if examples.is_empty() {
         bail!("there is nothing to encode: the input is empty");
     }

@@ -1,8 +1,8 @@
 //! `eval`: the dev sets of a trained model's tasks.
 
-use std::fs;
-use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write, stdout};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::model::Loaded;
 use super::train::results_table;
-use super::{Exit, cache_directory, config_file};
+use super::{Exit, KNOWN_TASK, Usage, cache_directory, config_file, unknown_task};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,10 +47,16 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
+    if let Some(path) = &args.json {
+        check_writable(path).with_context(|| format!("--json {}: cannot be written", path.display()))?;
+    }
     let mut loaded = Loaded::with_tasks(&args.model)?;
-    let asked = args.tasks.as_ref().map(|names| loaded.find(names)).transpose()?;
+    let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
     let source = Source::open(args)?;
+    for &task in asked.iter().flatten() {
+        source.check_name(&loaded.model.tasks()[task].name)?;
+    }
     let cache = cache_directory();
     let mut results = Vec::new();
     for &task in asked.as_ref().unwrap_or(&all) {
@@ -76,7 +82,7 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     let mean = mean_of_main_metrics(&evaluations);
     if let Some(path) = &args.json {
         let text = format!("{:#}\n", to_json(&results, mean));
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, text).with_context(|| format!("--json {}: cannot be written", path.display()))?;
     }
     let mut out = stdout().lock();
     write!(out, "{}", results_table(&results))?;
@@ -84,12 +90,27 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Whether a file can be written, asked before there is anything to write: what it holds stays, and where there is none
+/// none is left. A pipe is not asked, because its reader takes the first end for the last.
+fn check_writable(path: &Path) -> io::Result<()> {
+    let known = fs::metadata(path).ok();
+    if known.as_ref().is_none_or(|known| known.is_file() || known.is_dir()) {
+        OpenOptions::new().append(true).create(true).open(path)?;
+    }
+    match known {
+        Some(_) => Ok(()),
+        // Not `path` itself, which may be a link.
+        None => fs::remove_file(path.canonicalize()?),
+    }
+}
+
 /// Where the tasks' files are.
 enum Source<'a> {
     Glue(&'a PathBuf),
-    /// The tasks of a run file; none are the built-in sample tasks.
+    /// The tasks of a run file.
     RunFile(Vec<TaskSpec>),
-    Sample,
+    /// The built-in sample tasks: the run file of a run on them names none.
+    Sample(Vec<TaskSpec>),
 }
 
 impl<'a> Source<'a> {
@@ -101,9 +122,22 @@ impl<'a> Source<'a> {
             bail!("--data {}: no such folder, and no such run file", args.data.display());
         }
         let config = config_file::read(&args.data)?;
-        match config.tasks.is_empty() {
-            true => Ok(Source::Sample),
-            false => Ok(Source::RunFile(prepare::tasks(&config)?)),
+        let specs = prepare::tasks(&config)?;
+        Ok(if config.tasks.is_empty() { Source::Sample(specs) } else { Source::RunFile(specs) })
+    }
+
+    /// Refuses a name from the command line that no task has here.
+    fn check_name(&self, name: &str) -> Result<(), Usage> {
+        let (what, specs) = match self {
+            Source::Glue(_) if glue::find(name).is_some() => return Ok(()),
+            Source::Glue(_) => return Err(unknown_task("--tasks", name, KNOWN_TASK, glue::names())),
+            Source::RunFile(specs) => ("a task of the run file", specs),
+            Source::Sample(specs) => ("a built-in sample task", specs),
+        };
+        let names = specs.iter().map(|spec| spec.name.as_str());
+        match names.clone().any(|known| known == name) {
+            true => Ok(()),
+            false => Err(unknown_task("--tasks", name, what, names)),
         }
     }
 
@@ -112,7 +146,7 @@ impl<'a> Source<'a> {
         match self {
             Source::Glue(folder) => glue::task(&task.name, folder).is_err(),
             Source::RunFile(specs) => specs.iter().all(|spec| spec.name != task.name),
-            Source::Sample => false,
+            Source::Sample(_) => false,
         }
     }
 
@@ -121,10 +155,10 @@ impl<'a> Source<'a> {
         &self,
         task: &TaskSpec,
         loaded: &Loaded,
-        cache: Option<&std::path::Path>,
+        cache: Option<&Path>,
     ) -> anyhow::Result<Vec<(String, Dataset)>> {
         let found = match self {
-            Source::Sample => return sample_sets(task, loaded),
+            Source::Sample(_) => return sample_sets(task, loaded),
             Source::Glue(folder) => glue::task(&task.name, folder)?,
             Source::RunFile(specs) => specs
                 .iter()

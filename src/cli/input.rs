@@ -1,35 +1,36 @@
 //! The texts that `predict` and `encode` read: a line each, from a file or standard input.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, stdin};
+use std::io::{BufRead, BufReader, Cursor, IsTerminal, Read, stdin};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use mtdnn_raw::data::{Example, Label, Text};
-use serde_json::Value;
+use mtdnn_raw::data::{Example, Label, Text, Texts};
+use serde_json::{Map, Value};
 
 /// Lines of text as examples without answers.
 pub(super) struct Input {
     reader: Box<dyn BufRead>,
     name: String,
     line: u64,
-    /// What the columns after the first are.
-    columns: Columns,
+    wanted: Wanted,
     json: bool,
 }
 
-/// What the columns after the first are.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Columns {
-    /// The second text of a pair.
-    Pair,
-    /// Candidates for the first, the query.
+/// What a line has to hold.
+pub(super) enum Wanted {
+    /// One text or two.
+    Texts,
+    /// As many as the task of this name was trained on.
+    TextsOf(String, Texts),
+    /// A query and its candidates.
     Candidates,
 }
 
 impl Input {
-    /// Opens a file; standard input if there is none or it is `-`.
-    pub(super) fn open(path: Option<&PathBuf>, columns: Columns) -> anyhow::Result<Self> {
+    /// Opens a file; standard input if there is none or it is `-`. Its lines are JSON if its name ends in `.jsonl` or
+    /// `.ndjson`, or if the whole first line is a JSON object.
+    pub(super) fn open(path: Option<&PathBuf>, wanted: Wanted) -> anyhow::Result<Self> {
         let (mut reader, name): (Box<dyn BufRead>, String) = match path.filter(|path| path.as_os_str() != "-")
         {
             Some(path) => {
@@ -43,11 +44,22 @@ impl Input {
                 (Box::new(stdin().lock()), "standard input".into())
             }
         };
-        let start = reader.fill_buf().with_context(|| format!("cannot read {name}"))?;
-        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
         let extension = path.and_then(|path| Path::new(path).extension()?.to_str());
-        let json = start.starts_with(b"{") || matches!(extension, Some("jsonl" | "ndjson"));
-        Ok(Self { reader, name, line: 0, columns, json })
+        let mut json = matches!(extension, Some("jsonl" | "ndjson"));
+        if !json {
+            let mut first = Vec::new();
+            reader.read_until(b'\n', &mut first).with_context(|| format!("cannot read {name}"))?;
+            let line = first.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&first);
+            json = serde_json::from_slice::<Map<String, Value>>(line).is_ok();
+            if !json && line.starts_with(b"{") {
+                eprintln!(
+                    "warning: {name}: the first line is no JSON object, so all are read as plain text; for JSON mend \
+                     it, or give a file called .jsonl"
+                );
+            }
+            reader = Box::new(Cursor::new(first).chain(reader));
+        }
+        Ok(Self { reader, name, line: 0, wanted, json })
     }
 
     /// The next examples, at most `most`; none at the end.
@@ -78,13 +90,23 @@ impl Input {
             bail!("the line is empty, and every line gets an answer; remove it");
         }
         let parsed = if self.json { parse_json(text)? } else { self.parse_columns(text)? };
-        match (&parsed, self.columns) {
-            (Text::Candidates { .. }, Columns::Pair) => {
+        match (parsed.texts(), &self.wanted) {
+            (None, Wanted::Texts | Wanted::TextsOf(..)) => {
                 bail!("candidates are for ranking tasks; give text_a and text_b")
             }
-            (Text::Single(_) | Text::Pair(..), Columns::Candidates) => {
+            (Some(_), Wanted::Candidates) => {
                 bail!(
                     "a ranking task needs a query and two candidates or more: query<TAB>one<TAB>other, or JSON with query and candidates"
+                )
+            }
+            (Some(Texts::Pair), Wanted::TextsOf(task, Texts::Single)) => {
+                bail!(
+                    "task {task} reads one text, and here are two; leave one out, or give JSON with text_a alone"
+                )
+            }
+            (Some(Texts::Single), Wanted::TextsOf(task, Texts::Pair)) => {
+                bail!(
+                    "task {task} reads two texts, and here is one; put the second after a tab, or give JSON with text_a and text_b"
                 )
             }
             _ => {}
@@ -102,8 +124,8 @@ impl Input {
 
     fn parse_columns(&self, line: &str) -> anyhow::Result<Text> {
         let columns: Vec<&str> = line.split('\t').collect();
-        Ok(match (columns.as_slice(), self.columns) {
-            ([query, candidates @ ..], Columns::Candidates) if candidates.len() >= 2 => Text::Candidates {
+        Ok(match (columns.as_slice(), &self.wanted) {
+            ([query, candidates @ ..], Wanted::Candidates) if candidates.len() >= 2 => Text::Candidates {
                 query: query.to_string(),
                 candidates: candidates.iter().map(|text| text.to_string()).collect(),
             },
@@ -143,45 +165,56 @@ fn parse_json(line: &str) -> anyhow::Result<Text> {
 mod tests {
     use super::*;
 
-    fn read(text: &[u8], columns: Columns) -> anyhow::Result<Vec<Text>> {
+    fn read(text: &[u8], wanted: Wanted) -> anyhow::Result<Vec<Text>> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("in.txt");
         std::fs::write(&path, text)?;
-        let examples = Input::open(Some(&path), columns)?.examples(100)?;
+        let examples = Input::open(Some(&path), wanted)?.examples(100)?;
         Ok(examples.into_iter().map(|example| example.text).collect())
     }
 
-    fn error(text: &[u8], columns: Columns) -> String {
-        let error = format!("{:#}", read(text, columns).unwrap_err());
+    fn error(text: &[u8], wanted: Wanted) -> String {
+        let error = format!("{:#}", read(text, wanted).unwrap_err());
         error.split_once("in.txt:").unwrap().1.to_string()
     }
 
     #[test]
     fn marks_line_ends_and_a_missing_last_one_do_not_matter() {
-        let texts = read(b"\xef\xbb\xbfone\r\ntwo\tthree\r\nfour \"five", Columns::Pair).unwrap();
+        let texts = read(b"\xef\xbb\xbfone\r\ntwo\tthree\r\nfour \"five", Wanted::Texts).unwrap();
         let pair = Text::Pair("two".into(), "three".into());
         assert_eq!(texts, [Text::Single("one".into()), pair, Text::Single("four \"five".into())]);
     }
 
     #[test]
     fn reads_json_and_candidates() {
-        let texts = read(b"{\"text_a\": \"a\\tb\", \"label\": 3}\n", Columns::Pair).unwrap();
+        let texts = read(b"{\"text_a\": \"a\\tb\", \"label\": 3}\n", Wanted::Texts).unwrap();
         assert_eq!(texts, [Text::Single("a\tb".into())]);
         let expected = Text::Candidates { query: "q".into(), candidates: vec!["a".into(), "b".into()] };
         let json = b"{\"query\": \"q\", \"candidates\": [\"a\", \"b\"]}\n";
-        assert_eq!(read(json, Columns::Candidates).unwrap(), std::slice::from_ref(&expected));
-        assert_eq!(read(b"q\ta\tb\n", Columns::Candidates).unwrap(), [expected]);
+        assert_eq!(read(json, Wanted::Candidates).unwrap(), std::slice::from_ref(&expected));
+        assert_eq!(read(b"q\ta\tb\n", Wanted::Candidates).unwrap(), [expected]);
     }
 
     #[test]
     fn faults_are_named_with_their_line() {
-        assert!(error(b"one\n\ntwo\n", Columns::Pair).starts_with("2: the line is empty"));
-        assert!(error(b"a\tb\tc\n", Columns::Pair).starts_with("1: 3 columns"));
-        assert!(error(b"a\nb\xff\n", Columns::Pair).starts_with("2: the text is not UTF-8"));
-        assert!(error(b"a\t \n", Columns::Pair).starts_with("1: one of its texts is empty"));
-        assert!(error(b"a\tb\n", Columns::Candidates).starts_with("1: a ranking task needs"));
-        assert!(error(b"{\"text_a\": 3}\n", Columns::Pair).starts_with("1: \"text_a\" is not a text"));
-        assert!(error(b"{\"text\": \"x\"}\n", Columns::Pair).starts_with("1: an object with text_a"));
-        assert!(error(b"{\"text_a\": \"x\"}\nplain\n", Columns::Pair).starts_with("2: not a line of JSON"));
+        assert!(error(b"one\n\ntwo\n", Wanted::Texts).starts_with("2: the line is empty"));
+        assert!(error(b"a\tb\tc\n", Wanted::Texts).starts_with("1: 3 columns"));
+        assert!(error(b"a\nb\xff\n", Wanted::Texts).starts_with("2: the text is not UTF-8"));
+        assert!(error(b"a\t \n", Wanted::Texts).starts_with("1: one of its texts is empty"));
+        assert!(error(b"a\tb\n", Wanted::Candidates).starts_with("1: a ranking task needs"));
+        assert!(error(b"{\"text_a\": 3}\n", Wanted::Texts).starts_with("1: \"text_a\" is not a text"));
+        assert!(error(b"{\"text\": \"x\"}\n", Wanted::Texts).starts_with("1: an object with text_a"));
+        assert!(error(b"{\"text_a\": \"x\"}\nplain\n", Wanted::Texts).starts_with("2: not a line of JSON"));
+    }
+
+    #[test]
+    fn a_task_gets_as_many_texts_as_it_was_trained_on() {
+        let of = |texts| Wanted::TextsOf("rte".into(), texts);
+        assert_eq!(read(b"a\nb\n", of(Texts::Single)).unwrap().len(), 2);
+        assert_eq!(read(b"a\tb\n", of(Texts::Pair)).unwrap().len(), 1);
+        assert!(error(b"a\nb\tc\n", of(Texts::Single)).starts_with("2: task rte reads one text"));
+        assert!(error(b"a\tb\nc\n", of(Texts::Pair)).starts_with("2: task rte reads two texts"));
+        // In JSON a text may hold a tab.
+        assert_eq!(read(b"{\"text_a\": \"a\\tb\"}\n", of(Texts::Single)).unwrap().len(), 1);
     }
 }

@@ -41,6 +41,7 @@ fn step() -> anyhow::Result<(f64, f64)> {
     let task = TaskSpec {
         name: "check".into(),
         kind: TaskKind::Classification,
+        texts: None,
         labels: ["a", "b", "c"].map(String::from).to_vec(),
         metrics: vec![MetricKind::Accuracy],
         dropout: 0.0,

@@ -1,7 +1,9 @@
 //! The command line: the only place that reads the clock, the environment or a terminal.
 //!
-//! Results go to standard output, everything else to standard error. Exit codes: 0, 1 for a failure, 2 for a command
-//! line or a run file that cannot be meant, 75 for a training run that a signal stopped and that `--resume` goes on with.
+//! Results go to standard output, everything else to standard error. Exit codes: 0; 1 for a failure; 2 for what cannot
+//! be meant, on the command line (a flag, its value, a name of a task) or as a run file's text (a key, a type, a range);
+//! 75 for a training run that a signal stopped and that `--resume` goes on with. What is named rightly and is missing or
+//! wrong itself is a failure: a file, a folder, the files of a known task, a task as a run file puts it together.
 
 mod config_file;
 mod console;
@@ -36,7 +38,8 @@ Examples:
   mtdnn-raw doctor                                           what this machine offers and what is wrong with it
 
 Results go to standard output, everything else to standard error.
-Exit codes: 0 done, 1 failure, 2 wrong usage, 75 stopped by a signal and saved (run again with --resume).";
+Exit codes: 0 done, 1 failure, 2 wrong usage (a flag, its value, a task's name, a key of the run file),
+75 stopped by a signal and saved (run again with --resume).";
 
 /// Trains one BERT encoder on many language-understanding tasks at once (MT-DNN), evaluates it and predicts with it.
 #[derive(Parser)]
@@ -143,6 +146,28 @@ fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&
         .filter(|&(likeness, _)| likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| known)
+}
+
+/// A task that a flag names and that is not what it should be: `what`, one of `known`.
+fn unknown_task<'a>(
+    flag: &str,
+    name: &str,
+    what: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Usage {
+    let hint = match nearest(name, known.clone()) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("the names are {}", known.collect::<Vec<_>>().join(", ")),
+    };
+    Usage(format!("{flag} {name}: not {what}; {hint}"))
+}
+
+/// What [`unknown_task`] says of GLUE's names and their like.
+const KNOWN_TASK: &str = "a known task (your own go into a run file)";
+
+/// A task that a flag names a second time.
+fn named_twice(flag: &str, name: &str) -> Usage {
+    Usage(format!("{flag} {name}: named twice"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use mtdnn_raw::data::Tokenizer;
 use mtdnn_raw::nn::{Model, Recorded, directory};
 use mtdnn_raw::tensor::{Space, Span};
 
-use super::nearest;
+use super::{Usage, named_twice, unknown_task};
 
 /// A model with its parameters on a backend.
 pub(super) struct Loaded {
@@ -45,7 +45,12 @@ impl Loaded {
         max_length: usize,
         all: bool,
     ) -> anyhow::Result<Self> {
-        eprintln!("reading {}", path.display());
+        let (parameters, tokens) = (model.parameters().count(), tokenizer.vocab_size());
+        let rows = model.config().vocab_size;
+        eprintln!("reading {}: {parameters} parameters, {tokens} tokens in {rows} rows", path.display());
+        if let Some(doubt) = directory::doubtful_vocabulary(model.config(), &tokenizer) {
+            eprintln!("warning: {doubt}");
+        }
         let mut values = vec![0.0f32; model.parameters().len()];
         let loaded = directory::load_parameters(path, &model, 0, all, &mut values)?;
         let unexpected =
@@ -70,22 +75,15 @@ impl Loaded {
         Ok(self.backend.reserve(&Sizes { parameters, arena, training: false })?)
     }
 
-    /// The numbers of the named tasks.
-    pub(super) fn find(&self, names: &[String]) -> anyhow::Result<Vec<usize>> {
-        let known = || self.model.tasks().iter().map(|task| task.name.as_str());
+    /// The numbers of the tasks that a flag names.
+    pub(super) fn find(&self, flag: &str, names: &[String]) -> Result<Vec<usize>, Usage> {
+        let known = self.model.tasks().iter().map(|task| task.name.as_str());
         let mut found = Vec::new();
         for name in names.iter().map(|name| name.trim()) {
-            let Some(task) = known().position(|known| known == name) else {
-                match nearest(name, known()) {
-                    Some(near) => bail!("the model has no task {name:?}; did you mean {near:?}?"),
-                    None => bail!(
-                        "the model has no task {name:?}; it has {}",
-                        known().collect::<Vec<_>>().join(", ")
-                    ),
-                }
-            };
+            let task = known.clone().position(|known| known == name);
+            let task = task.ok_or_else(|| unknown_task(flag, name, "a task of the model", known.clone()))?;
             if found.contains(&task) {
-                bail!("task {name:?} is named twice");
+                return Err(named_twice(flag, name));
             }
             found.push(task);
         }

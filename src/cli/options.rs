@@ -10,7 +10,7 @@ use mtdnn_raw::train::schedule::ScheduleKind;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
 
-use super::{Usage, config_file, nearest};
+use super::{KNOWN_TASK, Usage, config_file, named_twice, unknown_task};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -172,7 +172,16 @@ impl TrainArgs {
     /// What the flags override.
     fn base(&self) -> anyhow::Result<RunConfig> {
         if let Some(file) = &self.file {
-            return config_file::read(file);
+            let config = config_file::read(file)?;
+            if config.tasks.is_empty() && self.data.is_none() {
+                return Err(Usage(format!(
+                    "{}: no [[task]] in it, so there is nothing to train; name tasks, or give --data GLUE_DIR \
+                     (without a run file, mtdnn-raw train takes the built-in sample tasks)",
+                    file.display()
+                ))
+                .into());
+            }
+            return Ok(config);
         }
         if self.resume {
             let usage = "--resume: say which run to go on with: --output DIR, or its run file";
@@ -276,36 +285,45 @@ fn glue_tasks(data: &Path, names: Option<&[String]>) -> anyhow::Result<Vec<TaskE
         let path = data.display();
         anyhow::bail!("--data {path}: no such folder; it should hold the folders of GLUE's tasks ({known})");
     }
-    let names = match names {
-        Some(names) => names.iter().map(|name| name.trim().to_string()).collect(),
-        None => glue::trainable_in(data).into_iter().map(str::to_string).collect::<Vec<_>>(),
+    let known = match names {
+        Some(names) => known_tasks(names)?,
+        None => glue::trainable_in(data),
     };
-    if names.is_empty() {
+    if known.is_empty() {
         anyhow::bail!("--data {}: there is no training file of a known task in it", data.display());
     }
-    let entry = |name: &String| {
+    let entry = |name: &str| {
         let spec = glue::task(name, data)?;
         Ok(TaskEntry { name: spec.name, data: Some(data.to_path_buf()), ..TaskEntry::default() })
     };
-    names.iter().map(entry).collect()
+    known.into_iter().map(entry).collect()
+}
+
+/// The known tasks that these names mean.
+fn known_tasks(names: &[String]) -> Result<Vec<&'static str>, Usage> {
+    let mut tasks = Vec::new();
+    for name in names.iter().map(|name| name.trim()) {
+        let task = glue::find(name);
+        let task = task.ok_or_else(|| unknown_task("--tasks", name, KNOWN_TASK, glue::names()))?;
+        if tasks.contains(&task) {
+            return Err(named_twice("--tasks", name));
+        }
+        tasks.push(task);
+    }
+    Ok(tasks)
 }
 
 /// Keeps the named ones of the run file's tasks, in the order in which they are named.
 fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Usage> {
-    let mut selected = Vec::new();
-    for name in names {
-        let entry = entries.iter().find(|entry| entry.name == name.trim()).ok_or_else(|| {
-            let known = || entries.iter().map(|entry| entry.name.as_str());
-            match nearest(name, known()) {
-                Some(near) => {
-                    Usage(format!("--tasks {name}: not a task of this run; did you mean {near:?}?"))
-                }
-                None => Usage(format!(
-                    "--tasks {name}: not a task of this run, which has {}",
-                    known().collect::<Vec<_>>().join(", ")
-                )),
-            }
-        })?;
+    let known = entries.iter().map(|entry| entry.name.as_str());
+    let mut selected: Vec<TaskEntry> = Vec::new();
+    for name in names.iter().map(|name| name.trim()) {
+        let entry = entries.iter().find(|entry| entry.name == name);
+        let entry =
+            entry.ok_or_else(|| unknown_task("--tasks", name, "a task of the run file", known.clone()))?;
+        if selected.contains(entry) {
+            return Err(named_twice("--tasks", name));
+        }
         selected.push(entry.clone());
     }
     *entries = selected;

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use mtdnn_raw::backend::Backend;
-use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, cache};
+use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, Texts, cache};
 use mtdnn_raw::train::evaluate::{Predictor, evaluation_capacity};
 use serde_json::{Map, Value, json};
 
-use super::Exit;
-use super::input::{Columns, Input};
+use super::input::{Input, Wanted};
 use super::model::Loaded;
+use super::{Exit, Usage};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,8 +20,9 @@ Examples:
   mtdnn-raw predict --model runs/glue/best --task rte,mnli pairs.tsv          a<TAB>b in each line
   mtdnn-raw predict --model runs/sample/best --task answers --json questions.jsonl
 
-A line of input is a text, two texts with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
+A line of input is what the task was trained on: a text, two with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
 For ranking: query<TAB>candidate<TAB>candidate…, or {\"query\": …, \"candidates\": […]}.
+Lines are JSON if the file is called .jsonl or .ndjson, or if the whole first line is a JSON object; else plain text.
 A line of output has columns with tabs between: \"label probability\", the most probable first; a score; or for ranking
 \"candidate probability\", the best first. With several tasks, each task's columns follow its name.";
 
@@ -51,16 +52,9 @@ const CHUNK: usize = 8192;
 
 pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model)?;
-    let tasks = loaded.find(&args.task)?;
-    let ranking = |task: &&usize| loaded.model.tasks()[**task].kind == TaskKind::Ranking;
-    let columns = match tasks.iter().filter(ranking).count() {
-        0 => Columns::Pair,
-        count if count == tasks.len() => Columns::Candidates,
-        _ => bail!(
-            "--task: ranking tasks read candidates, the others a text or two; predict them one after another"
-        ),
-    };
-    let mut input = Input::open(args.file.as_ref(), columns)?;
+    let tasks = loaded.find("--task", &args.task)?;
+    let specs: Vec<&TaskSpec> = tasks.iter().map(|&task| &loaded.model.tasks()[task]).collect();
+    let mut input = Input::open(args.file.as_ref(), wanted(&specs)?)?;
     let mut out = BufWriter::new(stdout().lock());
     let mut truncated = 0;
     let mut lines = 0;
@@ -105,6 +99,27 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
         );
     }
     Ok(Exit::Done)
+}
+
+/// What a line has to hold so that each of the tasks can answer it.
+fn wanted(tasks: &[&TaskSpec]) -> Result<Wanted, Usage> {
+    match tasks.iter().filter(|task| task.kind == TaskKind::Ranking).count() {
+        0 => {}
+        count if count == tasks.len() => return Ok(Wanted::Candidates),
+        _ => {
+            let usage = "--task: ranking tasks read candidates, the others a text or two; predict them one after another";
+            return Err(Usage(usage.into()));
+        }
+    }
+    let of = |texts| tasks.iter().find(|task| task.texts == Some(texts)).map(|task| &task.name);
+    match (of(Texts::Single), of(Texts::Pair)) {
+        (None, None) => Ok(Wanted::Texts),
+        (Some(task), None) => Ok(Wanted::TextsOf(task.clone(), Texts::Single)),
+        (None, Some(task)) => Ok(Wanted::TextsOf(task.clone(), Texts::Pair)),
+        (Some(one), Some(two)) => {
+            Err(Usage(format!("--task: {one} reads one text and {two} two; predict them one after another")))
+        }
+    }
 }
 
 /// Each task's logits of a set, `[sequences, outputs]`.

@@ -325,7 +325,7 @@ fn check(dataset: &Dataset, spec: &TaskSpec, vocab_size: usize, max_length: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::task::{Column, Columns, Format, Quirks, Split};
+    use crate::data::task::{Column, Columns, Format, Quirks, Split, Texts};
     use crate::data::tokenizer::Normalization;
 
     fn tokenizer(words: &[&str]) -> Tokenizer {
@@ -349,6 +349,7 @@ mod tests {
         TaskSpec {
             name: "pairs".to_string(),
             kind: TaskKind::Classification,
+            texts: Some(Texts::Pair),
             labels: vec!["no".to_string(), "yes".to_string()],
             metrics: TaskKind::Classification.default_metrics(),
             dropout: 0.1,

@@ -142,6 +142,7 @@ impl TaskEntry {
         Ok(TaskSpec {
             name: self.name.clone(),
             kind,
+            texts: columns.texts(),
             labels: self.labels.clone().unwrap_or_default(),
             metrics: kind.default_metrics(),
             dropout: DROPOUT,

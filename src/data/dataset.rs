@@ -1,6 +1,7 @@
 //! Examples as text, and a whole split of them as token ids.
 
 use super::batch::MAX_SEQUENCE;
+use super::task::Texts;
 
 /// One example as it was read: text and label.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,17 @@ pub enum Text {
         /// Two candidates or more.
         candidates: Vec<String>,
     },
+}
+
+impl Text {
+    /// How many texts it is; `None` for a query with candidates.
+    pub fn texts(&self) -> Option<Texts> {
+        match self {
+            Text::Single(_) => Some(Texts::Single),
+            Text::Pair(..) => Some(Texts::Pair),
+            Text::Candidates { .. } => None,
+        }
+    }
 }
 
 /// The answer to an example.

@@ -9,7 +9,7 @@ use super::error::{DataError, list, nearest_name};
 use super::task::{Column, Columns, Format, MetricKind, Quirks, SourceFile, Split, TaskKind, TaskSpec};
 
 /// The names of all known tasks.
-pub fn names() -> impl Iterator<Item = &'static str> {
+pub fn names() -> impl Iterator<Item = &'static str> + Clone {
     KNOWN.iter().map(|known| known.name)
 }
 
@@ -115,6 +115,7 @@ impl Known {
         TaskSpec {
             name: self.name.to_string(),
             kind: self.kind,
+            texts: files.first().and_then(|file| file.columns.texts()),
             labels: self.labels.iter().map(|label| label.to_string()).collect(),
             metrics: self.metrics.to_vec(),
             dropout: self.dropout,
@@ -389,6 +390,7 @@ const fn scitail(split: Split, name: &'static str, path: &'static str) -> KnownF
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::task::Texts;
 
     #[test]
     fn names_are_found_however_they_are_written() {
@@ -412,6 +414,9 @@ mod tests {
         for known in KNOWN {
             known.spec(Path::new("/nowhere")).validate().unwrap();
             assert_eq!(find(known.name), Some(known.name));
+            // One text or two is said for the task, and holds for each of its files.
+            let pairs = |file: &KnownFile| file.text_b.is_some();
+            assert!(known.files.iter().all(|file| pairs(file) == pairs(&known.files[0])), "{}", known.name);
         }
     }
 
@@ -423,7 +428,7 @@ mod tests {
         std::fs::write(own.join("train.tsv"), "").unwrap();
         for directory in [root.path(), &own] {
             let spec = task("rte", directory).unwrap();
-            assert_eq!(spec.files.len(), 1);
+            assert_eq!((spec.files.len(), spec.texts), (1, Some(Texts::Pair)));
             assert_eq!(spec.files[0].path, own.join("train.tsv"));
             assert_eq!(spec.files[0].split, Train);
         }

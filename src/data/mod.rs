@@ -34,7 +34,7 @@ pub use error::DataError;
 pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::Sampler;
-pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec};
+pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]

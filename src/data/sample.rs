@@ -55,6 +55,7 @@ pub fn tasks(seed: u64) -> Vec<SampleTask> {
         let spec = TaskSpec {
             name: name.to_string(),
             kind,
+            texts: dev[0].text.texts(),
             labels: labels.iter().map(|label| label.to_string()).collect(),
             metrics: match kind {
                 TaskKind::Ranking => vec![MetricKind::AccuracyAt1, MetricKind::Mrr],
@@ -304,6 +305,7 @@ mod tests {
         assert_eq!(tasks.len(), 4);
         for ((task, again), other) in tasks.iter().zip(&again).zip(&other) {
             task.spec.validate().unwrap();
+            assert!(all(task).all(|example| example.text.texts() == task.spec.texts));
             assert_eq!((&task.train, &task.dev), (&again.train, &again.dev));
             assert_ne!(task.train, other.train);
             assert_eq!((task.train.len(), task.dev.len()), (3000, 400));

@@ -42,6 +42,16 @@ impl fmt::Display for TaskKind {
     }
 }
 
+/// How many texts an example of a task has, where its kind leaves that open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Texts {
+    /// One.
+    Single,
+    /// Two.
+    Pair,
+}
+
 /// A measure of predictions against gold labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
@@ -140,6 +150,9 @@ pub struct TaskSpec {
     pub name: String,
     /// What its head answers.
     pub kind: TaskKind,
+    /// How many texts it was trained on; `None` for ranking, and where a model's `mtdnn.json` does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<Texts>,
     /// The classes in order: class `i` is called `labels[i]`. Empty for regression and ranking, and until
     /// [`learn_labels`](super::reader::learn_labels) for a classification task that names none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -301,6 +314,15 @@ impl Columns {
         match self {
             Columns::Row { label, .. } | Columns::Grouped { label, .. } => label.is_some(),
             Columns::List { positive, .. } => positive.is_some(),
+        }
+    }
+
+    /// How many texts a row makes; `None` where a query has candidates.
+    pub fn texts(&self) -> Option<Texts> {
+        match self {
+            Columns::Row { text_b: None, .. } => Some(Texts::Single),
+            Columns::Row { text_b: Some(_), .. } => Some(Texts::Pair),
+            Columns::List { .. } | Columns::Grouped { .. } => None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! `transformers` loads the encoder of such a directory as it stands; the heads lie in the same
 //! `model.safetensors` under `heads.<task>.`, and `mtdnn.json` says what they answer.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,13 @@ pub struct Description {
     pub max_length: usize,
     /// The tasks in the order of their heads.
     pub tasks: Vec<TaskSpec>,
+    /// The shape of each tensor of each task's head: `heads.<task>.<tensor>` in the weights. Empty if it is not said.
+    #[serde(default, skip_serializing_if = "Heads::is_empty")]
+    pub heads: Heads,
 }
+
+/// Shapes by task and tensor.
+pub type Heads = BTreeMap<String, BTreeMap<String, Vec<usize>>>;
 
 /// The layout that this version reads and writes.
 const FORMAT: u32 = 1;
@@ -83,6 +90,22 @@ pub enum DirectoryError {
         /// What is wrong with it.
         problem: String,
     },
+    /// `mtdnn.json` and the weights differ about a head.
+    #[error(
+        "{}: {tensor} should have the shape {said:?}, but {WEIGHTS} beside it {}; take both files from the same model",
+        path.display(),
+        found.as_ref().map_or("does not have it".to_string(), |found| format!("has {found:?}"))
+    )]
+    Head {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the weights.
+        tensor: String,
+        /// The shape that `mtdnn.json` says.
+        said: Vec<usize>,
+        /// The shape that it has, if it is there.
+        found: Option<Vec<usize>>,
+    },
     /// A file could not be written.
     #[error("{}: cannot be written: {source}", path.display())]
     Write {
@@ -100,12 +123,27 @@ pub fn read_encoder(directory: &Path) -> Result<(BertConfig, Tokenizer), Directo
     }
     let config = BertConfig::from_file(&directory.join(CONFIG))?;
     let tokenizer = Tokenizer::from_directory(directory)?;
-    // Embeddings are often padded with unused rows; a token without a row is what cannot be.
     let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
     if tokens > rows {
         return Err(DirectoryError::Mismatch { path: directory.to_path_buf(), tokens, rows });
     }
     Ok((config, tokenizer))
+}
+
+/// Rows of padding that a word embedding may have without question: up to a multiple of 8, 64 or 128.
+const PADDING: usize = 127;
+
+/// What to say of a word embedding with more rows for no token than padding explains. They do no harm, but mostly mean
+/// that vocabulary and embedding belong to two models, and then every token has another's vector.
+pub fn doubtful_vocabulary(config: &BertConfig, tokenizer: &Tokenizer) -> Option<String> {
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    let unused = rows.saturating_sub(tokens);
+    (unused > PADDING || unused > tokens).then(|| {
+        format!(
+            "the vocabulary has {tokens} tokens and the word embedding {rows} rows, {unused} of them for no token; \
+             check that the vocabulary is this model's (vocab_size says the rows)"
+        )
+    })
 }
 
 /// A directory's tasks; `None` for an encoder alone.
@@ -146,6 +184,37 @@ pub struct Loaded {
     pub initialised: Vec<String>,
 }
 
+/// Holds the shapes that `mtdnn.json` says against those of the weights.
+fn check_heads(directory: &Path, heads: &Heads) -> Result<(), DirectoryError> {
+    if heads.is_empty() {
+        return Ok(());
+    }
+    let mut shapes = weights::shapes(&directory.join(WEIGHTS))?;
+    for (task, tensors) in heads {
+        for (tensor, said) in tensors {
+            let tensor = format!("heads.{task}.{tensor}");
+            let found = shapes.remove(&tensor);
+            if found.as_ref() != Some(said) {
+                let (path, said) = (directory.join(DESCRIPTION), said.clone());
+                return Err(DirectoryError::Head { path, tensor, said, found });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The shapes of a model's heads.
+fn heads_of(model: &Model) -> Heads {
+    let mut heads = Heads::new();
+    for parameter in model.parameters().parameters() {
+        let name = parameter.name.strip_prefix("heads.").and_then(|name| name.split_once('.'));
+        if let Some((task, tensor)) = name {
+            heads.entry(task.into()).or_default().insert(tensor.into(), parameter.shape.clone());
+        }
+    }
+    heads
+}
+
 /// Reads a model's parameters into `values`, the flat parameter buffer.
 ///
 /// Encoder tensors must be there. The pooler, and heads of tasks that the directory's `mtdnn.json` does not
@@ -157,7 +226,11 @@ pub fn load_parameters(
     all: bool,
     values: &mut [f32],
 ) -> Result<Loaded, DirectoryError> {
-    let described = read_description(directory)?.map_or(Vec::new(), |description| description.tasks);
+    let mut described = Vec::new();
+    if let Some(description) = read_description(directory)? {
+        check_heads(directory, &description.heads)?;
+        described = description.tasks;
+    }
     let same_head = |name: &str| {
         let task = model.tasks().iter().find(|task| name.starts_with(&format!("heads.{}.", task.name)));
         task.is_some_and(|task| {
@@ -205,6 +278,7 @@ pub fn save(
         engine: format!("mtdnn-raw {}", env!("CARGO_PKG_VERSION")),
         max_length,
         tasks: model.tasks().to_vec(),
+        heads: heads_of(model),
     };
     let path = directory.join(DESCRIPTION);
     let text = serde_json::to_string_pretty(&description).expect("plain data") + "\n";
@@ -222,4 +296,26 @@ pub fn save(
 /// The bytes that [`save`] writes, nearly.
 pub fn bytes_of(model: &Model, tokenizer: &Tokenizer) -> u64 {
     model.parameters().count() as u64 * 4 + tokenizer.vocab_size() as u64 * 64 + (1 << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::Normalization;
+
+    #[test]
+    fn padding_is_no_doubt() {
+        let doubt = |words: usize, rows| {
+            let words: Vec<String> = (0..words).map(|word| format!("w{word}")).collect();
+            let tokenizer = Tokenizer::from_words(words.iter().map(String::as_str), Normalization::default());
+            let config = BertConfig { vocab_size: rows, ..BertConfig::default() };
+            doubtful_vocabulary(&config, &tokenizer.unwrap())
+        };
+        // Five tokens are special.
+        assert_eq!(doubt(995, 1000), None);
+        assert_eq!(doubt(996, 1001 + 127), None);
+        assert!(doubt(995, 1000 + 128).unwrap().contains("1000 tokens and the word embedding 1128 rows"));
+        assert_eq!(doubt(3, 16), None);
+        assert!(doubt(3, 17).unwrap().contains("9 of them for no token"));
+    }
 }

@@ -74,6 +74,12 @@ pub fn load(
     Ok(report)
 }
 
+/// The name, as today's Hugging Face BERT has it, and the shape of every tensor in a safetensors file.
+pub fn shapes(path: &Path) -> Result<HashMap<String, Vec<usize>>, WeightsError> {
+    let stored = header::read(path, &mut open(path)?)?;
+    Ok(stored.into_iter().map(|tensor| (canonical(&tensor.name), tensor.shape)).collect())
+}
+
 /// Writes tensors (name, shape, row-major values) as F32 in the order given, so that the same tensors make the same bytes.
 ///
 /// To `metadata` is added `format = "pt"`, which `transformers` asks for. On return the file is on disk, not only

@@ -23,7 +23,7 @@ use super::prepare::{self, Prepared};
 use super::store::{self, BEST, LAST, STATE};
 use super::trainer::{Best, Ending, Progress, StepReport, Trainer};
 use crate::backend::{Backend, Sizes};
-use crate::data::TaskSpec;
+use crate::data::{TaskSpec, Tokenizer};
 use crate::nn::{Model, directory};
 use crate::tensor::{Space, Span};
 use recorder::Recorder;
@@ -155,11 +155,15 @@ pub fn run(
     check_output(config, resume)?;
     let tasks = prepare::tasks(config)?;
     let (sizes, tokenizer) = prepare::encoder(config)?;
+    if let Some(doubt) = directory::doubtful_vocabulary(&sizes, &tokenizer) {
+        monitor.tell(Event::Warning(&doubt));
+    }
     let Some(Prepared { tasks, data }) = prepare::data(config, tasks, &tokenizer, cache, monitor)? else {
         return Ok(Outcome::nothing(monitor.seconds()));
     };
     let model = Model::new(&sizes, &tasks).with_precision(backend.precision());
-    let start = if resume { None } else { Some(initial_parameters(config, &model, monitor)?) };
+    let initial = |monitor: &mut dyn Monitor| initial_parameters(config, &model, &tokenizer, monitor);
+    let start = if resume { None } else { Some(initial(monitor)?) };
     let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
     let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
     monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, batches });
@@ -179,7 +183,7 @@ pub fn run(
     let fingerprints = prepare::fingerprints(&data);
     let saved = if resume { load(run, &tasks, &fingerprints, &mut trainer, monitor)? } else { None };
     if saved.is_none() {
-        let start = start.map_or_else(|| initial_parameters(config, &model, monitor), Ok)?;
+        let start = start.map_or_else(|| initial(monitor), Ok)?;
         let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
         trainer.backend().write(span, bytemuck::cast_slice(&start))?;
     }
@@ -232,16 +236,18 @@ impl Outcome {
 fn initial_parameters(
     config: &RunConfig,
     model: &Model,
+    tokenizer: &Tokenizer,
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Vec<f32>> {
     let parameters = model.parameters();
+    let vocabulary = format!("{} tokens in {} rows", tokenizer.vocab_size(), model.config().vocab_size);
     let mut values = vec![0.0f32; parameters.len()];
     let Some(init) = &config.model.init else {
         for parameter in parameters.parameters() {
             parameters.initialise(parameter, config.seed, &mut values[parameter.range()]);
         }
         monitor.tell(Event::Note(&format!(
-            "model: new, {} parameters drawn from seed {}",
+            "model: new, {} parameters, {vocabulary}, drawn from seed {}",
             parameters.count(),
             config.seed
         )));
@@ -249,7 +255,7 @@ fn initial_parameters(
     };
     let loaded = directory::load_parameters(init, model, config.seed, false, &mut values)?;
     monitor.tell(Event::Note(&format!(
-        "model: {} parameters, from {}: {}",
+        "model: {} parameters, {vocabulary}, from {}: {}",
         parameters.count(),
         init.display(),
         loaded.report

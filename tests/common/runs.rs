@@ -36,6 +36,7 @@ pub fn task(name: &str, kind: TaskKind, classes: usize) -> TaskSpec {
     TaskSpec {
         name: name.to_string(),
         kind,
+        texts: None,
         labels,
         metrics: kind.default_metrics(),
         dropout: 0.0,

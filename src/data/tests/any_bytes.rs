@@ -18,6 +18,7 @@ fn read(format: Format, contents: &[u8]) -> Result<Vec<Example>, DataError> {
     let spec = TaskSpec {
         name: "any".to_string(),
         kind: TaskKind::Classification,
+        texts: None,
         labels: vec!["0".to_string(), "1".to_string()],
         metrics: TaskKind::Classification.default_metrics(),
         dropout: 0.0,

@@ -232,7 +232,7 @@ fn a_task_is_written_and_read_without_its_files() {
     let json = serde_json::to_string(&spec).unwrap();
     assert_eq!(
         json,
-        r#"{"name":"own","kind":"classification","labels":["x","y"],"metrics":["accuracy"],"dropout":0.1}"#
+        r#"{"name":"own","kind":"classification","texts":"single","labels":["x","y"],"metrics":["accuracy"],"dropout":0.1}"#
     );
     spec.files.clear();
     assert_eq!(serde_json::from_str::<TaskSpec>(&json).unwrap(), spec);
