@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mtdnn_raw::backend::{Backend, StepScalars};
-use mtdnn_raw::data::{Batch, Dataset, cache};
+use mtdnn_raw::backend::StepScalars;
+use mtdnn_raw::data::{Batch, Dataset, Packing, cache};
 use mtdnn_raw::nn::{Recorded, extents};
 use mtdnn_raw::tensor::{Extents, Var};
 use mtdnn_raw::train::evaluate::EVALUATION_TOKENS;
 use mtdnn_raw::train::signals::Stop;
 use serde_json::{Map, Value, json};
 
+use super::device::DeviceArgs;
 use super::input::{Input, Wanted};
 use super::model::Loaded;
 use super::{Exit, format};
@@ -38,6 +39,9 @@ pub(super) struct EncodeArgs {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// Lines of text; - or nothing for standard input.
     #[arg(value_name = "FILE|-")]
     file: Option<PathBuf>,
@@ -48,7 +52,7 @@ pub(super) struct EncodeArgs {
 }
 
 pub(super) fn run(args: &EncodeArgs) -> anyhow::Result<Exit> {
-    let mut loaded = Loaded::encoder(&args.model)?;
+    let mut loaded = Loaded::encoder(&args.model, &args.device)?;
     let pooler = loaded.initialised.is_empty();
     if !pooler {
         eprintln!("warning: the model has no pooler, so the file will have no \"pooled\"");
@@ -104,29 +108,32 @@ fn write(
         out.write_all(&(offset as i64).to_le_bytes()).with_context(failed)?;
     }
     let batches = batches(dataset);
+    let packing = Packing::new(loaded.backend.line());
     let extents_of = |lines: &std::ops::Range<usize>| {
         let tokens = (dataset.offsets[lines.end] - dataset.offsets[lines.start]) as usize;
+        let tokens = packing.most_rows(tokens, lines.len(), dataset.longest());
         Extents { tokens, sequences: lines.len(), groups: lines.len() }
     };
     let capacity = batches.iter().map(extents_of).fold(Extents::default(), |a, b| a.max(&b));
     let recorded = loaded.model.encoding(false, capacity);
     loaded.reserve(&recorded)?;
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(loaded.backend.line());
     let mut pooled: Vec<f32> = Vec::new();
-    let mut rows: Vec<f32> = Vec::new();
     for lines in batches {
         if stop.requested() {
             bail!("stopped by a signal; {} was not written", path.display());
         }
         batch.fill(dataset, &lines.map(|line| line as u32).collect::<Vec<_>>());
         let extents = extents(&batch);
-        recorded.write(&mut loaded.backend, &batch)?;
+        recorded.write(&mut *loaded.backend, &batch)?;
         loaded.backend.run(&recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
-        read(loaded, &recorded, recorded.hidden_states[0], &extents, extents.tokens * hidden, &mut rows)?;
-        out.write_all(bytemuck::cast_slice(&rows)).with_context(failed)?;
+        let vectors = read(loaded, &recorded, recorded.hidden_states[0], &extents)?;
+        for (&start, &end) in batch.starts.iter().zip(&batch.ends) {
+            let line = &vectors[start as usize * hidden..end as usize * hidden];
+            out.write_all(bytemuck::cast_slice(line)).with_context(failed)?;
+        }
         if let Some(var) = recorded.pooled.filter(|_| pooler) {
-            read(loaded, &recorded, var, &extents, extents.sequences * hidden, &mut rows)?;
-            pooled.extend_from_slice(&rows);
+            pooled.extend_from_slice(&read(loaded, &recorded, var, &extents)?);
         }
     }
     out.write_all(bytemuck::cast_slice(&pooled)).with_context(failed)?;
@@ -134,16 +141,13 @@ fn write(
     file.sync_all().with_context(failed)
 }
 
-fn read(
-    loaded: &mut Loaded,
-    recorded: &Recorded,
-    var: Var,
-    extents: &Extents,
-    len: usize,
-    rows: &mut Vec<f32>,
-) -> anyhow::Result<()> {
-    rows.resize(len, 0.0);
-    Ok(loaded.backend.read(recorded.program.span(var, extents), bytemuck::cast_slice_mut(rows))?)
+/// A value of the batch that was run, as f32.
+fn read(loaded: &mut Loaded, recorded: &Recorded, var: Var, extents: &Extents) -> anyhow::Result<Vec<f32>> {
+    let program = &recorded.program;
+    let span = program.span(var, extents);
+    let mut words = vec![0.0f32; span.len];
+    loaded.backend.read(span, bytemuck::cast_slice_mut(&mut words))?;
+    Ok(program.dtype(var).to_f32(words, program.shape(var).len(extents)))
 }
 
 /// Consecutive lines, as many to a batch as fit into its tokens; packed batches have no padding to save by sorting.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mtdnn_raw::backend::Backend;
 use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
 use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
@@ -15,6 +14,7 @@ use mtdnn_raw::train::run::TaskResult;
 use mtdnn_raw::train::trainer::mean_of_main_metrics;
 use serde_json::{Value, json};
 
+use super::device::DeviceArgs;
 use super::model::Loaded;
 use super::train::results_table;
 use super::{Exit, KNOWN_TASK, Usage, cache_directory, config_file, unknown_task};
@@ -33,6 +33,9 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// A folder with GLUE's tasks, or a run file that names the tasks' files.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -50,7 +53,7 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     if let Some(path) = &args.json {
         check_writable(path).with_context(|| format!("--json {}: cannot be written", path.display()))?;
     }
-    let mut loaded = Loaded::with_tasks(&args.model)?;
+    let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
     let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
     let source = Source::open(args)?;
@@ -202,7 +205,7 @@ fn measure_task(
     let mut results = Vec::new();
     for (split, set) in sets {
         eprintln!("measuring {} {split}: {} examples, {} tokens", spec.name, set.len(), set.ids.len());
-        let mut predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut loaded.backend);
+        let mut predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut *loaded.backend);
         let logits = predictor.logits(set, &|| false)?.expect("nothing stops it");
         let metrics = measure(spec, set, &logits[0]);
         results.push(TaskResult {

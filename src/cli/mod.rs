@@ -9,6 +9,7 @@ mod config_file;
 mod console;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod device;
 mod doctor;
 mod encode;
 mod eval;

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::bail;
-use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes};
 use mtdnn_raw::data::Tokenizer;
 use mtdnn_raw::nn::{Model, Recorded, directory};
 use mtdnn_raw::tensor::{Space, Span};
 
+use super::device::DeviceArgs;
 use super::{Usage, named_twice, unknown_task};
 
 /// A model with its parameters on a backend.
@@ -19,27 +19,28 @@ pub(super) struct Loaded {
     pub(super) max_length: usize,
     /// Parameters that the directory does not have.
     pub(super) initialised: Vec<String>,
-    pub(super) backend: CpuBackend,
+    pub(super) backend: Box<dyn Backend>,
 }
 
 impl Loaded {
     /// A model with its tasks, all of whose parameters must be there.
-    pub(super) fn with_tasks(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn with_tasks(path: &Path, device: &DeviceArgs) -> anyhow::Result<Self> {
         let description = directory::require_description(path)?;
         let (config, tokenizer) = directory::read_encoder(path)?;
         let model = Model::new(&config, &description.tasks);
-        Self::read(path, model, tokenizer, description.max_length, true)
+        Self::read(path, device, model, tokenizer, description.max_length, true)
     }
 
     /// An encoder, with or without tasks; it may lack a pooler.
-    pub(super) fn encoder(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn encoder(path: &Path, device: &DeviceArgs) -> anyhow::Result<Self> {
         let (config, tokenizer) = directory::read_encoder(path)?;
         let model = Model::new(&config, &[]);
-        Self::read(path, model, tokenizer, config.max_position_embeddings, false)
+        Self::read(path, device, model, tokenizer, config.max_position_embeddings, false)
     }
 
     fn read(
         path: &Path,
+        device: &DeviceArgs,
         model: Model,
         tokenizer: Tokenizer,
         max_length: usize,
@@ -58,7 +59,8 @@ impl Loaded {
         if unexpected > 0 {
             eprintln!("{}", loaded.report);
         }
-        let mut backend = CpuBackend::new();
+        let mut backend = device.backend()?;
+        let model = model.with_precision(backend.precision());
         backend.reserve(&Sizes { parameters: values.len(), arena: 0, training: false })?;
         let span = Span { space: Space::Parameters, offset: 0, len: values.len() };
         backend.write(span, bytemuck::cast_slice(&values))?;

@@ -10,6 +10,7 @@ use mtdnn_raw::train::schedule::ScheduleKind;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
 
+use super::device::DeviceArgs;
 use super::{KNOWN_TASK, Usage, config_file, named_twice, unknown_task};
 
 const EXAMPLES: &str = "\
@@ -64,13 +65,13 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Where to compute: auto, cpu, or cuda[:N].
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
 
-    /// The arithmetic: auto, f32, or bf16.
-    #[arg(long, default_value = "auto")]
-    precision: String,
+    /// Train nothing: run one step of each task on the device and on the CPU (on the CPU: with its plainest instructions),
+    /// compare them operation by operation, and stop at the first difference.
+    #[arg(long, conflicts_with = "resume")]
+    check: bool,
 
     /// Go on with the run in the output directory from its last checkpoint.
     #[arg(long)]
@@ -155,18 +156,20 @@ pub(super) const SAVED: &str = "config.toml";
 pub(super) struct Request {
     pub(super) config: RunConfig,
     pub(super) resume: bool,
+    pub(super) check: bool,
+    pub(super) device: DeviceArgs,
 }
 
 impl TrainArgs {
     /// The settings that the run file (or what a run to be resumed has saved) and the flags make.
     pub(super) fn request(&self) -> anyhow::Result<Request> {
-        check_device(&self.device)?;
-        check_precision(&self.precision)?;
+        self.device.check()?;
         let mut config = self.base()?;
         self.apply(&mut config)?;
         make_absolute(&mut config)?;
         config.train.validate().map_err(|error| Usage(error.to_string()))?;
-        Ok(Request { config, resume: self.resume })
+        let Self { resume, check, ref device, .. } = *self;
+        Ok(Request { config, resume, check, device: device.clone() })
     }
 
     /// What the flags override.
@@ -253,29 +256,6 @@ fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
 /// A value by the name that it has in a run file.
 fn named<T: DeserializeOwned>(name: &str) -> Result<T, NameError> {
     T::deserialize(StrDeserializer::new(name))
-}
-
-fn check_device(device: &str) -> Result<(), Usage> {
-    let number = device.strip_prefix("cuda").map(|rest| rest.strip_prefix(':').unwrap_or(rest));
-    match (device, number) {
-        ("auto" | "cpu", _) => Ok(()),
-        (_, Some(number)) if number.is_empty() || number.parse::<u32>().is_ok() => {
-            let reason = match cfg!(feature = "cuda") {
-                true => "this build has no CUDA backend",
-                false => "this program was built without its feature cuda",
-            };
-            Err(Usage(format!("--device {device}: {reason}; take auto or cpu")))
-        }
-        _ => Err(Usage(format!("--device {device}: not a device; take auto, cpu or cuda[:N]"))),
-    }
-}
-
-fn check_precision(precision: &str) -> Result<(), Usage> {
-    match precision {
-        "auto" | "f32" => Ok(()),
-        "bf16" => Err(Usage("--precision bf16: the CPU backend computes in f32; take auto or f32".into())),
-        _ => Err(Usage(format!("--precision {precision}: not a precision; take auto, f32 or bf16"))),
-    }
 }
 
 /// Entries for tasks known by name in the folder that holds GLUE; all that can be trained if none are named.

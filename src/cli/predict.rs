@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use mtdnn_raw::backend::Backend;
 use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, Texts, cache};
 use mtdnn_raw::train::evaluate::{Predictor, evaluation_capacity};
 use serde_json::{Map, Value, json};
 
+use super::device::DeviceArgs;
 use super::input::{Input, Wanted};
 use super::model::Loaded;
 use super::{Exit, Usage};
@@ -34,6 +34,9 @@ pub(super) struct PredictArgs {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// The tasks to answer; several share one pass of the encoder.
     #[arg(long, required = true, value_delimiter = ',', value_name = "NAME,...")]
     task: Vec<String>,
@@ -51,7 +54,7 @@ pub(super) struct PredictArgs {
 const CHUNK: usize = 8192;
 
 pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
-    let mut loaded = Loaded::with_tasks(&args.model)?;
+    let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
     let tasks = loaded.find("--task", &args.task)?;
     let specs: Vec<&TaskSpec> = tasks.iter().map(|&task| &loaded.model.tasks()[task]).collect();
     let mut input = Input::open(args.file.as_ref(), wanted(&specs)?)?;
@@ -126,7 +129,7 @@ fn wanted(tasks: &[&TaskSpec]) -> Result<Wanted, Usage> {
 fn answers(loaded: &mut Loaded, tasks: &[usize], dataset: &Dataset) -> anyhow::Result<Vec<Vec<f32>>> {
     let recorded = loaded.model.inference(tasks, evaluation_capacity([dataset], loaded.backend.line()));
     loaded.reserve(&recorded)?;
-    let mut predictor = Predictor::new(&loaded.model, tasks, &recorded, &mut loaded.backend);
+    let mut predictor = Predictor::new(&loaded.model, tasks, &recorded, &mut *loaded.backend);
     Ok(predictor.logits(dataset, &|| false)?.expect("nothing stops it"))
 }
 

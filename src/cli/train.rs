@@ -1,10 +1,12 @@
 //! `train`: the settings, the run, and the table at its end.
 
 use std::io::{Write, stdout};
+use std::path::Path;
 use std::time::SystemTime;
 
-use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::backend::cpu::isa::Isa;
+use mtdnn_raw::backend::{Backend, Rule};
 use mtdnn_raw::nn::BertConfig;
 use mtdnn_raw::train::config::{ModelConfig, RunConfig, TrainConfig};
 use mtdnn_raw::train::run::{self, Outcome, TaskResult};
@@ -17,7 +19,7 @@ use super::table::Table;
 use super::{Exit, cache_directory, format};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
-    let Request { mut config, resume } = args.request()?;
+    let Request { mut config, resume, check, device } = args.request()?;
     let sample = config.tasks.is_empty();
     if sample {
         let named = if config.model.init.is_some() { "" } else { ", a small encoder from scratch" };
@@ -26,11 +28,14 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
             config.model.config = sample_config().model.config;
         }
     }
+    let cache = cache_directory();
+    let mut backend = device.backend()?;
+    if check {
+        return compare(&config, cache.as_deref(), &mut *backend);
+    }
     eprintln!("run directory: {}", config.output.display());
     let mut console = Console::new(&config, Stop::on_signals()?);
-    let cache = cache_directory();
-    let mut backend = CpuBackend::new();
-    let outcome = run::run(&config, resume, cache.as_deref(), SystemTime::now(), &mut backend, &mut console);
+    let outcome = run::run(&config, resume, cache.as_deref(), SystemTime::now(), &mut *backend, &mut console);
     console.clear();
     let outcome = outcome?;
     let again = format!("mtdnn-raw train --resume --output {}", config.output.display());
@@ -51,6 +56,35 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     print_results(&outcome)?;
     hint(&config, &outcome, sample);
     Ok(Exit::Done)
+}
+
+/// `--check`: a training step of each task on the backend and on the plainest one, a line each.
+fn compare(config: &RunConfig, cache: Option<&Path>, backend: &mut dyn Backend) -> anyhow::Result<Exit> {
+    let mut console = Console::new(config, Stop::on_signals()?);
+    // A GPU is held against the CPU as it is, the CPU against its plainest instructions.
+    let isa = if backend.line() == 1 { Isa::Portable } else { Isa::detect() };
+    let mut reference = CpuBackend::with_isa(isa);
+    let reports = run::compare(config, cache, &mut reference, backend, &mut console);
+    console.clear();
+    let mut exit = Exit::Done;
+    let mut out = stdout().lock();
+    for (task, report) in reports? {
+        match (report.difference, report.largest) {
+            (Some(difference), _) => {
+                writeln!(out, "{task}: {difference}")?;
+                exit = Exit::Unwell;
+            }
+            (None, Some((error, value))) => {
+                writeln!(
+                    out,
+                    "{task}: {} results agree; the largest error is {error:.1e}, of {value}",
+                    report.compared
+                )?;
+            }
+            (None, None) => writeln!(out, "{task}: nothing to compare")?,
+        }
+    }
+    Ok(exit)
 }
 
 /// The settings for the built-in sample tasks: a small encoder that learns them in under two minutes on two cores.

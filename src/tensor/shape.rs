@@ -122,11 +122,14 @@ impl DType {
     }
 
     /// The numbers that `elements` of this kind hold, from the words that they lie in.
-    pub fn to_f32(self, words: &[f32], elements: usize) -> Vec<f32> {
+    pub fn to_f32(self, words: Vec<f32>, elements: usize) -> Vec<f32> {
         match self {
-            DType::F32 => words[..elements].to_vec(),
+            DType::F32 => {
+                assert_eq!(words.len(), elements, "a word each");
+                words
+            }
             DType::Bf16 => {
-                let halves: &[half::bf16] = bytemuck::cast_slice(words);
+                let halves: &[half::bf16] = bytemuck::cast_slice(&words);
                 halves[..elements].iter().map(|half| half.to_f32()).collect()
             }
             DType::U32 => panic!("indices are no numbers"),

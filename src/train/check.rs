@@ -138,7 +138,7 @@ fn read(side: &mut Side, var: Var, step: &StepScalars) -> Result<Vec<f32>, Backe
     let (span, len) = place(program, var, step);
     let mut words = vec![0.0f32; span.len];
     side.backend.read(span, bytemuck::cast_slice_mut(&mut words))?;
-    Ok(program.dtype(var).to_f32(&words, len))
+    Ok(program.dtype(var).to_f32(words, len))
 }
 
 fn write(side: &mut Side, var: Var, step: &StepScalars, values: &[f32]) -> Result<(), BackendError> {

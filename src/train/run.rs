@@ -4,6 +4,7 @@
 //! and each measuring), `plan.txt` (every step of each task's program), `best/` and `last/` (model directories), `state/` (all that going on exactly needs) and `lock`.
 //! Nothing in here reads a clock or writes to a terminal: that is the [`Monitor`]'s.
 
+mod compare;
 mod recorder;
 mod settings;
 
@@ -26,6 +27,7 @@ use crate::backend::{Backend, Sizes};
 use crate::data::{TaskSpec, Tokenizer};
 use crate::nn::{Model, directory};
 use crate::tensor::{Space, Span};
+pub use compare::compare;
 use recorder::Recorder;
 use settings::{check_output, save_config, save_plan};
 

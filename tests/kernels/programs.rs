@@ -35,6 +35,7 @@ fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> Task
         metrics: vec![metric],
         dropout: 0.25,
         head: None,
+        texts: None,
         files: Vec::new(),
     }
 }

@@ -64,8 +64,17 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// A backend without memory yet, for the pool that the caller runs in.
     pub fn new() -> Self {
+        Self::with_isa(Isa::detect())
+    }
+
+    /// A backend that uses this instruction set.
+    ///
+    /// # Panics
+    /// If the machine lacks it.
+    pub fn with_isa(isa: Isa) -> Self {
+        isa.assert_available();
         Self {
-            isa: Isa::detect(),
+            isa,
             workspace: Workspace::new(rayon::current_num_threads()),
             arena: Vec::new(),
             parameters: Vec::new(),
