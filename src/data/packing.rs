@@ -45,7 +45,8 @@ impl Packing {
                 let start = self.taken.len() * self.line;
                 let whole = length / self.line;
                 self.taken.extend(std::iter::repeat_n(self.line, whole));
-                self.taken.extend((length % self.line > 0).then_some(length % self.line));
+                let rest = length % self.line;
+                self.taken.extend((rest > 0).then_some(rest));
                 start
             } else {
                 let room = self.taken.iter().position(|taken| taken + length <= self.line);

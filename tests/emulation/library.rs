@@ -185,12 +185,12 @@ impl Emulation {
         let mut sources = files(&root.join("kernels"), "cu");
         sources.extend(files(&own, "cu"));
         // Two at a time or more, since each takes seconds.
-        let todo = Mutex::new(sources.iter().enumerate());
+        let next = Mutex::new(sources.iter().enumerate());
         let done = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
-                    while let Some((index, source)) = { todo.lock().unwrap().next() } {
+                    while let Some((index, source)) = { next.lock().unwrap().next() } {
                         let library = compile(std::slice::from_ref(source), &KERNEL_FLAGS);
                         done.lock().unwrap().push((index, library));
                     }
