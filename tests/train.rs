@@ -14,10 +14,11 @@ use mtdnn_raw::nn::{BertConfig, Model};
 use mtdnn_raw::tensor::Space;
 use mtdnn_raw::train::checkpoint::{self, State};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, TrainConfig};
+use mtdnn_raw::train::error::TrainError;
 use mtdnn_raw::train::evaluate::Evaluation;
 use mtdnn_raw::train::schedule::{Schedule, ScheduleKind};
 use mtdnn_raw::train::store;
-use mtdnn_raw::train::trainer::{Ending, Observer, Progress, StepReport, TaskData, TrainError, Trainer};
+use mtdnn_raw::train::trainer::{Ending, Observer, Progress, StepReport, TaskData, Trainer};
 use runs::{LONGEST, bits, lesson, new_parameters, read, small_config, task, three_tasks, write};
 
 const SEED: u64 = 11;

@@ -5,7 +5,8 @@
 //! | [`config`] | the run file: every setting and its default |
 //! | [`prepare`] | what it names: tasks, token ids, an encoder |
 //! | [`run`] | a whole run and its directory |
-//! | [`trainer`] | the loop: Algorithm 1, steps, updates, when to measure and to save |
+//! | [`trainer`], [`error`], `coverage` | the loop: Algorithm 1, steps, updates, when to measure and to save; what makes it impossible |
+//! | [`check`] | one step on two backends, operation by operation |
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
 //! | [`baseline`] | the figures that a model has to beat |
@@ -16,6 +17,8 @@ pub mod baseline;
 pub mod check;
 pub mod checkpoint;
 pub mod config;
+mod coverage;
+pub mod error;
 pub mod evaluate;
 pub mod lock;
 pub mod log;

@@ -10,12 +10,15 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::config::{EvalEvery, OtherHeads, TrainConfig};
+use super::coverage::check_every_parameter_is_trained;
+use super::error::TrainError;
+use super::error::with_what_fits;
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
 use super::schedule::Schedule;
-use crate::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars, Ticket};
+use crate::backend::{Backend, Group, Optimizer, Sizes, StepScalars, Ticket};
 use crate::data::sampler::{Epoch, Sampler};
 use crate::data::{Batch, Capacity, Dataset};
-use crate::nn::{Model, Parameter, Recorded, extents};
+use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Program, Space, Span};
 
 /// A task's sets as token ids.
@@ -129,54 +132,6 @@ pub enum Ending {
     Stopped,
 }
 
-/// What makes training impossible.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The backend failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// A parameter that no task trains.
-    #[error("no task's loss reaches {names}: such a parameter would never be trained")]
-    Untrained {
-        /// The first few names.
-        names: String,
-    },
-    /// A task without training examples.
-    #[error("task {task}: the training set is empty")]
-    Empty {
-        /// Its name.
-        task: String,
-    },
-    /// A sequence longer than the position table.
-    #[error(
-        "task {task}: a sequence of {length} tokens exceeds the model's {positions} positions; \
-         give --max-length {positions} or less"
-    )]
-    TooLong {
-        /// Its name.
-        task: String,
-        /// Tokens of the longest sequence.
-        length: usize,
-        /// Rows of the position table.
-        positions: usize,
-    },
-    /// Training has diverged.
-    #[error(
-        "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing of it is saved; \
-         the last checkpoint is intact. Try a lower learning rate"
-    )]
-    NotFinite {
-        /// Loss, gradient norm or answer.
-        what: &'static str,
-        /// The task's name.
-        task: String,
-        /// The step, from 0.
-        step: u32,
-        /// What it was.
-        value: f32,
-    },
-}
-
 /// Trains one model on its tasks.
 pub struct Trainer<'a> {
     config: TrainConfig,
@@ -247,7 +202,7 @@ impl<'a> Trainer<'a> {
         let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
         let parameters = model.parameters().len();
         let reserved = Sizes { parameters, arena: arena.unwrap_or(0), training: true };
-        backend.reserve(&reserved)?;
+        backend.reserve(&reserved).map_err(|error| with_what_fits(error, &reserved, config.batch_size))?;
 
         let sizes: Vec<usize> = trained.iter().map(|&task| data[task].train.len()).collect();
         let sampler = Sampler::new(seed, config.batch_size, sizes);
@@ -582,35 +537,4 @@ fn split_by_decay(model: &Model, range: Range<usize>, weight_decay: f32) -> Vec<
 fn total_updates(config: &TrainConfig, batches: usize) -> u64 {
     let all = u64::from(config.epochs) * batches.div_ceil(config.accumulation as usize) as u64;
     if config.max_steps > 0 { all.min(config.max_steps) } else { all }
-}
-
-/// Refuses a parameter that no task's backward pass stores a gradient for.
-fn check_every_parameter_is_trained(model: &Model, steps: &[Recorded]) -> Result<(), TrainError> {
-    let mut ranges: Vec<Range<usize>> =
-        steps.iter().flat_map(|recorded| recorded.program.gradient_ranges()).collect();
-    ranges.sort_by_key(|range| range.start);
-    let covered = |parameter: &Parameter| {
-        let mut reached = parameter.offset;
-        for range in &ranges {
-            if range.start <= reached {
-                reached = reached.max(range.end);
-            }
-        }
-        reached >= parameter.range().end
-    };
-    let untrained: Vec<&str> = model
-        .parameters()
-        .parameters()
-        .iter()
-        .filter(|parameter| !covered(parameter))
-        .map(|parameter| parameter.name.as_str())
-        .collect();
-    if untrained.is_empty() {
-        return Ok(());
-    }
-    let mut names = untrained[..untrained.len().min(5)].join(", ");
-    if untrained.len() > 5 {
-        names += &format!(" and {} more", untrained.len() - 5);
-    }
-    Err(TrainError::Untrained { names })
 }

@@ -1,0 +1,37 @@
+//! Which parameters no task trains.
+
+use std::ops::Range;
+
+use super::error::TrainError;
+use crate::nn::{Model, Parameter, Recorded};
+
+/// Refuses a parameter that no task's backward pass stores a gradient for.
+pub(super) fn check_every_parameter_is_trained(model: &Model, steps: &[Recorded]) -> Result<(), TrainError> {
+    let mut ranges: Vec<Range<usize>> =
+        steps.iter().flat_map(|recorded| recorded.program.gradient_ranges()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let covered = |parameter: &Parameter| {
+        let mut reached = parameter.offset;
+        for range in &ranges {
+            if range.start <= reached {
+                reached = reached.max(range.end);
+            }
+        }
+        reached >= parameter.range().end
+    };
+    let untrained: Vec<&str> = model
+        .parameters()
+        .parameters()
+        .iter()
+        .filter(|parameter| !covered(parameter))
+        .map(|parameter| parameter.name.as_str())
+        .collect();
+    if untrained.is_empty() {
+        return Ok(());
+    }
+    let mut names = untrained[..untrained.len().min(5)].join(", ");
+    if untrained.len() > 5 {
+        names += &format!(" and {} more", untrained.len() - 5);
+    }
+    Err(TrainError::Untrained { names })
+}
