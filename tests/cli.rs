@@ -603,10 +603,29 @@ fn wrong_task_names_are_wrong_usage() {
 #[test]
 fn devices_and_precisions_that_are_not_there() {
     let place = Place::new();
-    place.refused(&["train", "run.toml", "--device", "cuda"], &["no CUDA backend"]);
-    place.refused(&["train", "run.toml", "--device", "cuda:1"], &["no CUDA backend"]);
+    // No machine has so many.
+    place.refused(
+        &["train", "run.toml", "--device", "cuda:99"],
+        &["--device cuda:99", "--device cpu", "doctor"],
+    );
+    place.refused(&["train", "run.toml", "--device", "cuda:x"], &["\"x\" is not the number of a GPU"]);
+    place.refused(&["train", "run.toml", "--device", "cuda1"], &["auto, cpu or cuda"]);
     place.refused(&["train", "run.toml", "--device", "gpu"], &["auto, cpu or cuda"]);
-    place.refused(&["train", "run.toml", "--precision", "bf16"], &["f32"]);
+    place.refused(&["train", "run.toml", "--device", "cpu", "--precision", "bf16"], &["f32"]);
+    place.refused(&["train", "run.toml", "--precision", "f16"], &["auto, f32 or bf16"]);
+}
+
+/// The fastest instructions against the plainest, operation by operation; nothing is trained.
+#[test]
+fn a_check_compares_and_leaves_nothing() {
+    let place = Place::new();
+    let ended = place.run(&["train", "run.toml", "--check", "--device", "cpu"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    for task in ["mood", "likeness", "answer"] {
+        let line = ended.stdout.lines().find(|line| line.starts_with(&format!("{task}: ")));
+        assert!(line.is_some_and(|line| line.contains("results agree")), "{}", ended.stdout);
+    }
+    assert!(!place.path("run").exists(), "a check has left a run directory");
 }
 
 #[test]

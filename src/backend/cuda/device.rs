@@ -120,6 +120,9 @@ impl Device {
 
     /// Queues the zeroing of memory.
     pub(super) fn zero(&self, at: Address, bytes: usize) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(()); // Which the driver may refuse.
+        }
         // SAFETY: within this device's memory.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
             .map_err(failed("zeroing memory"))
