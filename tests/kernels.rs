@@ -3,6 +3,8 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
 #[path = "kernels/embedding.rs"]

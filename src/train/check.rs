@@ -10,7 +10,7 @@ use half::bf16;
 use crate::backend::{Backend, BackendError, StepScalars};
 use crate::data::Batch;
 use crate::nn::{Recorded, extents};
-use crate::tensor::{Access, DType, Precision, Program, Shape, Span, Var};
+use crate::tensor::{Access, DType, Precision, Program, Var};
 
 /// The same step, recorded for a backend.
 pub struct Side<'a> {
@@ -71,41 +71,50 @@ fn bound(precision: Precision) -> f64 {
 }
 
 /// Runs the step of `batch` on both sides, and stops at the first difference or the first number that is not finite.
-pub fn check(mut reference: Side, mut other: Side, batch: &Batch, seed: u64) -> Result<Report, BackendError> {
-    let step = StepScalars { extents: extents(batch), seed, step: 0 };
+pub fn check(reference: Side, other: Side, batch: &Batch, seed: u64) -> Result<Report, BackendError> {
     reference.recorded.write(reference.backend, batch)?;
     other.recorded.write(other.backend, batch)?;
-    let (program, bound) = (&reference.recorded.program, bound(other.recorded.program.precision()));
+    let step = StepScalars { extents: extents(batch), seed, step: 0 };
+    let programs = [&reference.recorded.program, &other.recorded.program];
+    check_programs([reference.backend, other.backend], programs, &step)
+}
+
+/// As [`check`], for programs of the same tape whose inputs have been written: the reference's first.
+pub fn check_programs(
+    backends: [&mut dyn Backend; 2],
+    programs: [&Program; 2],
+    step: &StepScalars,
+) -> Result<Report, BackendError> {
+    let [reference, other] = backends;
+    let [exact, narrow] = programs;
+    let bound = bound(narrow.precision());
     let mut report = Report { compared: 0, largest: None, difference: None };
-    for (number, op) in program.ops().iter().enumerate() {
-        reference.backend.run_one(program, op, &step)?;
-        other.backend.run_one(&other.recorded.program, op, &step)?;
+    for (number, op) in exact.ops().iter().enumerate() {
+        reference.run_one(exact, op, step)?;
+        other.run_one(narrow, op, step)?;
         for (_, var) in op.operands().into_iter().filter(|(access, _)| *access != Access::Read) {
-            let expected = read(&mut reference, var, &step)?;
-            let found = read(&mut other, var, &step)?;
-            let shape = program.shape(var);
-            let value = format!("{} {shape}", program.name(var));
+            let expected = read(reference, exact, var, step)?;
+            let found = read(other, narrow, var, step)?;
+            let shape = exact.shape(var);
+            let value = format!("{} {shape}", exact.name(var));
             let (error, worst) = error(&expected, &found);
             report.compared += 1;
             if report.largest.as_ref().is_none_or(|(largest, _)| error > *largest) {
                 report.largest = Some((error, format!("{}, {value}", op.name())));
             }
-            // A NaN is no error at most.
             if error.is_nan() || error > bound {
-                let Shape { cols, .. } = shape;
-                let worst_place = (worst / cols, worst % cols);
+                let (worst_place, op) = ((worst / shape.cols, worst % shape.cols), op.name());
                 let elements = (expected[worst], found[worst]);
-                let op = op.name();
                 report.difference =
                     Some(Difference { number, op, value, worst: worst_place, elements, error, bound });
                 return Ok(report);
             }
-            let kept = match other.recorded.program.dtype(var) {
+            let kept = match narrow.dtype(var) {
                 DType::Bf16 => expected.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
                 DType::F32 | DType::U32 => expected,
             };
-            write(&mut reference, var, &step, &kept)?;
-            write(&mut other, var, &step, &kept)?;
+            write(reference, exact, var, step, &kept)?;
+            write(other, narrow, var, step, &kept)?;
         }
     }
     Ok(report)
@@ -129,28 +138,33 @@ fn error(expected: &[f32], found: &[f32]) -> (f64, usize) {
     ((difference / norm.max(1e-20)).sqrt(), worst.1)
 }
 
-fn place(program: &Program, var: Var, step: &StepScalars) -> (Span, usize) {
-    (program.span(var, &step.extents), program.shape(var).len(&step.extents))
-}
-
-fn read(side: &mut Side, var: Var, step: &StepScalars) -> Result<Vec<f32>, BackendError> {
-    let program = &side.recorded.program;
-    let (span, len) = place(program, var, step);
+fn read(
+    backend: &mut dyn Backend,
+    program: &Program,
+    var: Var,
+    step: &StepScalars,
+) -> Result<Vec<f32>, BackendError> {
+    let span = program.span(var, &step.extents);
     let mut words = vec![0.0f32; span.len];
-    side.backend.read(span, bytemuck::cast_slice_mut(&mut words))?;
-    Ok(program.dtype(var).to_f32(words, len))
+    backend.read(span, bytemuck::cast_slice_mut(&mut words))?;
+    Ok(program.dtype(var).to_f32(words, program.shape(var).len(&step.extents)))
 }
 
-fn write(side: &mut Side, var: Var, step: &StepScalars, values: &[f32]) -> Result<(), BackendError> {
-    let program = &side.recorded.program;
-    let (span, _) = place(program, var, step);
+fn write(
+    backend: &mut dyn Backend,
+    program: &Program,
+    var: Var,
+    step: &StepScalars,
+    values: &[f32],
+) -> Result<(), BackendError> {
+    let span = program.span(var, &step.extents);
     match program.dtype(var) {
         DType::Bf16 => {
             let mut halves: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
             halves.resize(2 * span.len, bf16::ZERO);
-            side.backend.write(span, bytemuck::cast_slice(&halves))
+            backend.write(span, bytemuck::cast_slice(&halves))
         }
-        DType::F32 | DType::U32 => side.backend.write(span, bytemuck::cast_slice(values)),
+        DType::F32 | DType::U32 => backend.write(span, bytemuck::cast_slice(values)),
     }
 }
 

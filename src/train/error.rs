@@ -13,7 +13,7 @@ pub enum TrainError {
         "out of memory: {asked} bytes are needed, {arena} of them for the values of a batch of {batch_size}, and \
          {available} are free; {}",
         match fits {
-            0 => "not one example fits: take a smaller --max-length, or --device cpu".to_string(),
+            0 => "not one example fits: take a smaller --max-length or another --device".to_string(),
             fits => format!("the largest batch that fits is about {fits}: --batch-size {fits}"),
         }
     )]

@@ -7,9 +7,10 @@ use mtdnn_raw::backend::cuda::lower::{Places, lower};
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
 use mtdnn_raw::data::{Batch, Dataset, Label, MetricKind, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, Recorded, extents};
-use mtdnn_raw::tensor::{Precision, Space, Span, Var};
-use mtdnn_raw::train::check::{Side, check};
+use mtdnn_raw::tensor::{Precision, Program, Space, Span, Var};
+use mtdnn_raw::train::check::{Side, check, check_programs};
 
+use super::cases::{Case, cases};
 use super::emulation::EmulatedBackend;
 
 /// A two-layer encoder whose heads are of a size that the tensor-core kernels take.
@@ -134,6 +135,40 @@ impl Fixture {
         let whole = Span { space: Space::Parameters, offset: 0, len: parameters.len() };
         backend.read(whole, bytemuck::cast_slice_mut(&mut parameters)).unwrap();
         (losses, parameters)
+    }
+}
+
+/// The list that `tests/ops.rs` holds the CPU to.
+#[test]
+fn every_case_agrees_with_the_cpu() {
+    for (name, build) in cases() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let Some(mut emulated) = EmulatedBackend::new(precision, 1) else { return };
+            let mut cpu = CpuBackend::new();
+            let mut backends: [&mut dyn Backend; 2] = [&mut cpu, &mut emulated];
+            let mut case = Case::new();
+            let loss = build(&mut case);
+            let programs = backends.each_ref().map(|backend| {
+                let tape = case.tape.clone().with_precision(backend.precision());
+                Program::training(tape, loss, 1.0, false, case.extents)
+            });
+            for (backend, program) in backends.iter_mut().zip(&programs) {
+                let (parameters, arena) = (case.parameters.len(), program.arena_len());
+                backend.reserve(&Sizes { parameters, arena, training: true }).unwrap();
+                let whole = Span { space: Space::Parameters, offset: 0, len: parameters };
+                backend.write(whole, bytemuck::cast_slice(&case.parameters)).unwrap();
+                let words = case.indices.iter().map(|(&var, values)| (var, bytemuck::cast_slice(values)));
+                let floats = case.floats.iter().map(|(&var, values)| (var, bytemuck::cast_slice(values)));
+                for (var, bytes) in words.chain(floats).filter(|(var, _)| program.uses(*var)) {
+                    backend.write(program.span(var, &case.extents), bytes).unwrap();
+                }
+            }
+            let step = StepScalars { extents: case.extents, seed: 0x1234_5678_9ABC, step: 3 };
+            let report = check_programs(backends, programs.each_ref(), &step).unwrap();
+            if let Some(difference) = report.difference {
+                panic!("{name}, {precision:?}: {difference}");
+            }
+        }
     }
 }
 

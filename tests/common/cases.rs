@@ -1,0 +1,199 @@
+//! The list of operations that tests go through, each in every shape of interest.
+
+use std::collections::HashMap;
+
+use mtdnn_raw::tensor::{Activation, DType, Extents, Mode, Rows, Tape, TokenIndex, Var};
+
+/// A small computation to be checked: a tape, and numbers for its parameters and inputs.
+pub struct Case {
+    pub tape: Tape,
+    pub parameters: Vec<f32>,
+    pub floats: HashMap<Var, Vec<f32>>,
+    pub indices: HashMap<Var, Vec<u32>>,
+    pub extents: Extents,
+    draws: u32,
+}
+
+impl Case {
+    /// Three sequences of 5, 1 and 9 tokens in two groups.
+    pub fn new() -> Self {
+        let extents = Extents { tokens: 15, sequences: 3, groups: 2 };
+        Self {
+            tape: Tape::new(Mode::Training),
+            parameters: Vec::new(),
+            floats: HashMap::new(),
+            indices: HashMap::new(),
+            extents,
+            draws: 0,
+        }
+    }
+
+    /// A number in [-1, 1], another at each call.
+    fn draw(&mut self) -> f32 {
+        self.draws += 1;
+        let word = mtdnn_raw::random::philox4x32_10([self.draws, 0, 0, 0], [7, 7])[0];
+        (f64::from(word) / f64::from(u32::MAX) * 2.0 - 1.0) as f32
+    }
+
+    fn parameter(&mut self, name: &str, rows: usize, cols: usize) -> Var {
+        let offset = self.parameters.len();
+        for _ in 0..rows * cols {
+            let value = self.draw();
+            self.parameters.push(value);
+        }
+        self.tape.parameter(name, offset, rows, cols)
+    }
+
+    fn indices(&mut self, name: &str, rows: Rows, values: &[u32]) -> Var {
+        let var = self.tape.input(name, DType::U32, rows, 1);
+        self.indices.insert(var, values.to_vec());
+        var
+    }
+
+    fn index(&mut self) -> TokenIndex {
+        let ids = [3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0];
+        let mut order: Vec<u32> = (0..15).collect();
+        order.sort_by_key(|&row| ids[row as usize]);
+        let lengths = [5u32, 1, 9];
+        let places: Vec<u32> = (0u32..3)
+            .flat_map(|s| (0..lengths[s as usize]).map(move |position| s << 16 | position))
+            .collect();
+        TokenIndex {
+            ids: self.indices("ids", Rows::Tokens, &ids),
+            types: self.indices("types", Rows::Tokens, &[0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
+            places: self.indices("places", Rows::Tokens, &places),
+            order: self.indices("order", Rows::Tokens, &order),
+            starts: self.indices("starts", Rows::Sequences, &[0, 5, 6]),
+            ends: self.indices("ends", Rows::Sequences, &[5, 6, 15]),
+            first_places: self.indices("first_places", Rows::Sequences, &[0, 1 << 16, 2 << 16]),
+        }
+    }
+
+    /// Token vectors that depend on parameters.
+    fn tokens(&mut self, index: TokenIndex, hidden: usize) -> Var {
+        let word = self.parameter("word", 7, hidden);
+        let position = self.parameter("position", 9, hidden);
+        let token_type = self.parameter("type", 2, hidden);
+        self.tape.embedding(index, word, position, token_type)
+    }
+
+    fn linear(&mut self, x: Var, outputs: usize, activation: Activation) -> Var {
+        let inputs = self.tape.shape(x).cols;
+        let weight = self.parameter("weight", outputs, inputs);
+        let bias = self.parameter("bias", 1, outputs);
+        self.tape.linear(x, weight, bias, activation)
+    }
+
+    fn norm(&mut self, x: Var, residual: Option<Var>, probability: f32, keys: Var) -> Var {
+        let cols = self.tape.shape(x).cols;
+        let gamma = self.parameter("gamma", 1, cols);
+        let beta = self.parameter("beta", 1, cols);
+        let dropout = self.tape.dropout_site(probability);
+        self.tape.add_norm(x, residual, gamma, beta, 1e-12, dropout, keys)
+    }
+
+    /// A loss over all elements of `x`: a linear map to one number a row, then the squared error.
+    fn squared(&mut self, x: Var) -> Var {
+        let out = self.linear(x, 1, Activation::Identity);
+        let rows = self.tape.shape(out).rows;
+        let targets = self.tape.input("targets", DType::F32, rows, 1);
+        let values = (0..rows.count(&self.extents)).map(|_| self.draw()).collect();
+        self.floats.insert(targets, values);
+        self.tape.squared_error(out, targets)
+    }
+}
+
+fn embedding(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 11);
+    case.squared(x)
+}
+
+fn linear(case: &mut Case, activation: Activation) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 10);
+    let y = case.linear(x, 13, activation);
+    let z = case.linear(y, 6, Activation::Identity);
+    case.squared(z)
+}
+
+fn attention(case: &mut Case, heads: usize, size: usize, probability: f32) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 6);
+    let qkv = case.linear(x, 3 * heads * size, Activation::Identity);
+    let dropout = case.tape.dropout_site(probability);
+    let context = case.tape.attention(qkv, index, heads, dropout);
+    case.squared(context)
+}
+
+/// `x` is used three times: stored once, added to twice, once through a part of its own.
+fn norms(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 9);
+    let y = case.norm(x, None, 0.0, index.places);
+    let z = case.norm(x, Some(y), 0.3, index.places);
+    let w = case.norm(z, Some(x), 0.1, index.places);
+    case.squared(w)
+}
+
+fn dropout(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 17);
+    let site = case.tape.dropout_site(0.4);
+    let y = case.tape.drop(x, Some(index.places), site);
+    let first = case.tape.gather_first(y, index.starts);
+    let site = case.tape.dropout_site(0.2);
+    let z = case.tape.drop(first, None, site);
+    case.squared(z)
+}
+
+/// The gathered rows' gradient adds to that of another use.
+fn gather(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let y = case.linear(x, 8, Activation::Identity);
+    let z = case.norm(y, Some(x), 0.0, index.places);
+    let first = case.tape.gather_first(z, index.starts);
+    case.squared(first)
+}
+
+fn cross_entropy(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather_first(x, index.starts);
+    let logits = case.linear(first, 5, Activation::Identity);
+    let labels = case.indices("labels", Rows::Sequences, &[4, 0, 2]);
+    case.tape.cross_entropy(logits, labels)
+}
+
+fn ranking(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather_first(x, index.starts);
+    let scores = case.linear(first, 1, Activation::Identity);
+    let groups = case.indices("groups", Rows::GroupStarts, &[0, 2, 3]);
+    let positives = case.indices("positives", Rows::Groups, &[1, 0]);
+    case.tape.ranking(scores, groups, positives, 1.5)
+}
+
+/// Records a computation and returns its loss.
+pub type Build = Box<dyn Fn(&mut Case) -> Var>;
+
+/// One list of operations; each in every shape of interest.
+pub fn cases() -> Vec<(&'static str, Build)> {
+    vec![
+        ("embedding", Box::new(embedding)),
+        ("linear", Box::new(|case| linear(case, Activation::Identity))),
+        ("linear gelu", Box::new(|case| linear(case, Activation::Gelu))),
+        ("linear gelu tanh", Box::new(|case| linear(case, Activation::GeluTanh))),
+        ("linear relu", Box::new(|case| linear(case, Activation::Relu))),
+        ("linear tanh", Box::new(|case| linear(case, Activation::Tanh))),
+        ("attention of one head", Box::new(|case| attention(case, 1, 8, 0.0))),
+        ("attention with dropout", Box::new(|case| attention(case, 3, 5, 0.3))),
+        ("norms", Box::new(norms)),
+        ("dropout", Box::new(dropout)),
+        ("gather", Box::new(gather)),
+        ("cross entropy", Box::new(cross_entropy)),
+        ("ranking", Box::new(ranking)),
+    ]
+}
