@@ -45,7 +45,7 @@ fn main() {
     pool.install(|| {
         let table = Table { isa: Isa::detect(), limits: Limits::probe(), asked };
         println!(
-            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of copying",
+            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of memory",
             table.isa,
             table.limits.flops / 1e9,
             table.limits.bytes / 1e9

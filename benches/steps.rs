@@ -23,7 +23,7 @@ fn main() {
     pool.install(|| {
         let limits = Limits::probe();
         println!(
-            "{threads} threads, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of copying",
+            "{threads} threads, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of memory",
             limits.flops / 1e9,
             limits.bytes / 1e9
         );
