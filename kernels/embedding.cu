@@ -96,7 +96,8 @@ DEVICE u32 id_at(const WordGrad<T>& args, u32 place, u32 rows) {
 /// A block for a chunk, a warp for each 256 columns. Ids that lie in one chunk are done with.
 template <bool whole, class T>
 DEVICE void sum_chunk(const WordGrad<T>& args) {
-    constexpr u32 batch = 8;
+    // Rows in flight: fewer where each element has an address of its own.
+    constexpr u32 batch = whole ? 8 : 4;
     const u32 rows = row_count(args.step, args.rows), cols = args.cols, begin = block_x() * CHUNK;
     if (begin >= rows) return;
     const u32 place = begin + lane_index();

@@ -19,22 +19,25 @@ struct OperandTile {
     static constexpr u32 ROWS = by_line ? lines : depth;
     static constexpr u32 CHUNKS = (by_line ? depth : lines) / 8;
     static constexpr u32 BYTES = lines * depth * 2;
-    static_assert(ROWS * CHUNKS % THREADS == 0, "each thread copies as many chunks");
+    /// Rows from one of a thread's chunks to the next: whole periods of `chunk_place`, so that a thread copies the
+    /// same column to places that lie evenly, and few registers hold its addresses.
+    static constexpr u32 APART = THREADS / CHUNKS;
+    static_assert(APART % 8 == 0 && ROWS % APART == 0, "each thread copies as many chunks");
 
     /// Starts to copy this thread's chunks of the tile whose depth begins at `first_depth`.
     DEVICE void copy(u8* tile, const Operand& from, u32 first_depth) {
-        const u32 first_row = by_line ? from.first_line : first_depth;
-        const u32 first_column = by_line ? first_depth : from.first_line;
+        const u32 row = thread_index() / CHUNKS, chunk = thread_index() % CHUNKS;
+        const u32 from_row = (by_line ? from.first_line : first_depth) + row;
+        const u32 from_column = (by_line ? first_depth : from.first_line) + 8 * chunk;
         const u32 end_of_rows = by_line ? from.all_lines : from.end_of_depth;
         const u32 end_of_columns = by_line ? from.end_of_depth : from.all_lines;
         const bf16* matrix = static_cast<const bf16*>(from.matrix);
-        UNROLL for (u32 i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
-            u32 index = i * THREADS + thread_index();
-            u32 row = index / CHUNKS, chunk = index % CHUNKS;
-            u32 from_row = first_row + row, from_column = first_column + 8 * chunk;
-            bool valid = from_row < end_of_rows && from_column < end_of_columns;
-            copy_async(tile + 16 * chunk_place<CHUNKS>(row, chunk),
-                       matrix + static_cast<u64>(from_row) * from.stride + from_column, valid);
+        const bf16* at = matrix + static_cast<u64>(from_row) * from.stride + from_column;
+        u8* to = tile + 16 * chunk_place<CHUNKS>(row, chunk);
+        UNROLL for (u32 i = 0; i < ROWS / APART; ++i) {
+            bool valid = from_row + i * APART < end_of_rows && from_column < end_of_columns;
+            copy_async(to + 16 * THREADS * i, at, valid);
+            at += static_cast<u64>(APART) * from.stride;
         }
     }
 
