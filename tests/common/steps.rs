@@ -47,12 +47,14 @@ fn tasks() -> [TaskSpec; 3] {
     ]
 }
 
-/// Examples of a task: sequences of one token, of a line and a bit, and between.
-fn dataset(kind: TaskKind) -> Dataset {
-    let lengths = [5u32, 1, 17, 130, 60, 9];
+/// Sequences of one token, of a line and a bit, and between.
+const LENGTHS: [u32; 6] = [5, 1, 17, 130, 60, 9];
+
+/// Examples of a task with sequences of these lengths.
+fn dataset(kind: TaskKind, lengths: &[u32], vocabulary: u32) -> Dataset {
     let mut dataset = Dataset { offsets: vec![0], groups: vec![0], ..Dataset::new() };
-    for (number, &length) in (0u32..).zip(&lengths) {
-        dataset.ids.extend((0..length).map(|i| (7 * i + 3 * number + i * i) % 40));
+    for (number, &length) in (0u32..).zip(lengths) {
+        dataset.ids.extend((0..length).map(|i| (7 * i + 3 * number + i * i) % vocabulary));
         dataset.offsets.push(dataset.ids.len() as u64);
         dataset.second.push(length / 2);
         // Three candidates make a question.
@@ -83,8 +85,17 @@ pub struct Fixture {
 impl Fixture {
     /// A model of so many heads, and a batch of the task in lines of so many rows.
     pub fn new(hidden_act: HiddenAct, heads: usize, task: usize, line: usize) -> Self {
+        Self::of(&config(hidden_act, heads), task, line, &LENGTHS)
+    }
+
+    /// A model, and a batch of the first task with sequences of these lengths in lines of 128.
+    pub fn of_lengths(config: &BertConfig, lengths: &[u32]) -> Self {
+        Self::of(config, 0, 128, lengths)
+    }
+
+    fn of(config: &BertConfig, task: usize, line: usize, lengths: &[u32]) -> Self {
         let tasks = tasks();
-        let model = Model::new(&config(hidden_act, heads), &tasks);
+        let model = Model::new(config, &tasks);
         let mut parameters = vec![0.0; model.parameters().len()];
         for (number, parameter) in model.parameters().parameters().iter().enumerate() {
             let values = &mut parameters[parameter.range()];
@@ -93,7 +104,7 @@ impl Fixture {
             values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
         }
         let mut batch = Batch::new(line);
-        let dataset = dataset(tasks[task].kind);
+        let dataset = dataset(tasks[task].kind, lengths, config.vocab_size as u32);
         batch.fill(&dataset, &(0..dataset.len() as u32).collect::<Vec<_>>());
         Self { model, parameters, batch, task, dataset }
     }
