@@ -269,7 +269,9 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `Device::pinned`, and freed once.
+        // Copies may still be queued, where a run ends early.
+        self.context.record_err(self.context.synchronize());
+        // SAFETY: allocated by `Device::pinned`, freed once, and nothing uses it any more.
         self.context.record_err(unsafe { result::free_host(self.start.cast()) });
     }
 }
