@@ -237,6 +237,13 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The kernels are unloaded next.
+        self.context.record_err(self.stream.synchronize());
+    }
+}
+
 /// Memory of the device.
 pub(super) struct Memory {
     /// Where it starts.
