@@ -18,6 +18,8 @@ mod loss;
 mod norm;
 #[path = "kernels/programs.rs"]
 mod programs;
+#[path = "common/steps.rs"]
+mod steps;
 #[path = "kernels/support.rs"]
 mod support;
 #[path = "kernels/update.rs"]

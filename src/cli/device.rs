@@ -83,6 +83,11 @@ impl DeviceArgs {
     }
 }
 
+/// What `--device auto` takes here.
+pub(super) fn automatic() -> &'static str {
+    if cuda::is_there() { "cuda:0" } else { "cpu" }
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use mtdnn_raw::backend::cuda::backend::CudaBackend;

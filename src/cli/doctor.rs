@@ -8,10 +8,11 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use clap::Args;
+use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use serde_json::json;
 
-use super::{Exit, cache_directory, format, known_answer};
+use super::{Exit, cache_directory, device, format, known_answer};
 
 /// Say what this machine offers, check that the engine computes rightly on it, and how to mend what is off.
 #[derive(Args)]
@@ -161,7 +162,7 @@ fn cache() -> Finding {
 }
 
 fn device() -> Finding {
-    fine("device", "cpu; this build has no CUDA backend".into())
+    fine("device", format!("{}, where --device names none", device::automatic()))
 }
 
 /// The memory that the system could give without swapping, in bytes; none where it does not say.
@@ -178,7 +179,7 @@ fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 fn engine() -> Finding {
-    match known_answer::check() {
+    match known_answer::check(&mut CpuBackend::new()) {
         Ok(error) => fine("engine", format!("a training step gives the known answer to within {error:.0e}")),
         Err(error) => Finding {
             name: "engine",

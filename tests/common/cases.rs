@@ -1,8 +1,15 @@
 //! The list of operations that tests go through, each in every shape of interest.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::collections::HashMap;
 
-use mtdnn_raw::tensor::{Activation, DType, Extents, Mode, Rows, Tape, TokenIndex, Var};
+use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
+use mtdnn_raw::tensor::{
+    Activation, DType, Extents, Mode, Program, Rows, Space, Span, Tape, TokenIndex, Var,
+};
+use mtdnn_raw::train::check::check_programs;
 
 /// A small computation to be checked: a tape, and numbers for its parameters and inputs.
 pub struct Case {
@@ -25,6 +32,19 @@ impl Case {
             indices: HashMap::new(),
             extents,
             draws: 0,
+        }
+    }
+
+    /// Makes room for a program of the tape, and writes its parameters and inputs.
+    fn write(&self, backend: &mut dyn Backend, program: &Program) {
+        let (parameters, arena) = (self.parameters.len(), program.arena_len());
+        backend.reserve(&Sizes { parameters, arena, training: true }).unwrap();
+        let whole = Span { space: Space::Parameters, offset: 0, len: parameters };
+        backend.write(whole, bytemuck::cast_slice(&self.parameters)).unwrap();
+        let words = self.indices.iter().map(|(&var, values)| (var, bytemuck::cast_slice(values)));
+        let floats = self.floats.iter().map(|(&var, values)| (var, bytemuck::cast_slice(values)));
+        for (var, bytes) in words.chain(floats).filter(|(var, _)| program.uses(*var)) {
+            backend.write(program.span(var, &self.extents), bytes).unwrap();
         }
     }
 
@@ -196,4 +216,28 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("cross entropy", Box::new(cross_entropy)),
         ("ranking", Box::new(ranking)),
     ]
+}
+
+/// Fails unless a backend agrees with the CPU's in every operation of every case.
+pub fn assert_cases_agree(backend: &mut dyn Backend) {
+    let mut cpu = CpuBackend::new();
+    for (name, build) in cases() {
+        let mut case = Case::new();
+        let loss = build(&mut case);
+        let backends: [&mut dyn Backend; 2] = [&mut cpu, &mut *backend];
+        let programs = backends.each_ref().map(|backend| {
+            let tape = case.tape.clone().with_precision(backend.precision());
+            Program::training(tape, loss, 1.0, false, case.extents)
+        });
+        let mut backends = backends;
+        for (backend, program) in backends.iter_mut().zip(&programs) {
+            case.write(*backend, program);
+        }
+        let step = StepScalars { extents: case.extents, seed: 0x1234_5678_9ABC, step: 3 };
+        let report = check_programs(backends, programs.each_ref(), &step).unwrap();
+        if let Some(difference) = report.difference {
+            panic!("{name}: {difference}");
+        }
+        assert!(report.compared > 0, "{name}: nothing was compared");
+    }
 }

@@ -30,7 +30,6 @@ const GROUPS: usize = 4096;
 
 /// Runs programs on one NVIDIA GPU.
 pub struct CudaBackend {
-    device: Device,
     precision: Precision,
     /// Whether launches are replayed as graphs; without, they are queued one by one, to the same bits.
     graphs: bool,
@@ -47,6 +46,8 @@ pub struct CudaBackend {
     copy_is_old: bool,
     programs: HashMap<(u64, Extents), Work>,
     updates: HashMap<UpdateKey, Work>,
+    /// The last to go: what stands above was made with it.
+    device: Device,
 }
 
 /// What an update's launches depend on: the rule, the bits of its constants and of the clip, and the groups' room.

@@ -76,13 +76,22 @@ impl Device {
         &self.images
     }
 
+    /// Bytes of its second-level cache, through which all goes that its memory is read and written for.
+    pub fn cache(&self) -> Result<usize, BackendError> {
+        let attribute = self.context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+        Ok(attribute.map_err(failed("asking for an attribute"))? as usize)
+    }
+
     /// Bytes of its memory that are free.
     pub fn free_memory(&self) -> Result<usize, BackendError> {
         Ok(self.context.mem_get_info().map_err(failed("asking for free memory"))?.0)
     }
 
-    /// Memory of its own, zeroed.
-    pub(super) fn allocate(&self, bytes: usize) -> Result<Memory, BackendError> {
+    /// Memory of its own, zeroed; it starts at a multiple of 256 bytes.
+    ///
+    /// # Errors
+    /// If there is not as much.
+    pub fn allocate(&self, bytes: usize) -> Result<Memory, BackendError> {
         // SAFETY: it is zeroed before anyone reads it.
         let bytes_of_it = match unsafe { self.stream.alloc::<u8>(bytes.max(1)) } {
             Ok(memory) => memory,
@@ -97,7 +106,7 @@ impl Device {
     }
 
     /// Queues a copy within the device's memory.
-    pub(super) fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), BackendError> {
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), BackendError> {
         // SAFETY: both lie within this device's memory, apart from each other.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(failed("copying within the GPU"))
@@ -111,6 +120,12 @@ impl Device {
             .map_err(failed("copying to the GPU"))
     }
 
+    /// Copies to the device's memory, and waits for it.
+    pub fn write(&self, to: Address, bytes: &[u8]) -> Result<(), BackendError> {
+        self.upload(to, bytes)?;
+        self.synchronize()
+    }
+
     /// Queues a copy to memory that is not looked at before the copy is done.
     pub(super) fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), BackendError> {
         // SAFETY: `from` is within this device's memory, and `bytes` is left alone until then.
@@ -120,8 +135,9 @@ impl Device {
 
     /// Queues the zeroing of memory.
     pub(super) fn zero(&self, at: Address, bytes: usize) -> Result<(), BackendError> {
+        // The driver's manual does not say that nothing may be zeroed.
         if bytes == 0 {
-            return Ok(()); // Which the driver may refuse.
+            return Ok(());
         }
         // SAFETY: within this device's memory.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
@@ -199,16 +215,21 @@ impl Device {
         event.synchronize().map_err(failed("running kernels"))
     }
 
+    /// Marks the end of all that is queued so far, to take the time from it or up to it.
+    pub fn mark(&self) -> Result<Mark, BackendError> {
+        let event = self.event(true)?;
+        self.record(&event)?;
+        Ok(Mark(event))
+    }
+
     /// Milliseconds that `work` takes on the device, which it queues.
     pub fn milliseconds(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<(), BackendError>,
     ) -> Result<f32, BackendError> {
-        let (start, end) = (self.event(true)?, self.event(true)?);
-        self.record(&start)?;
+        let start = self.mark()?;
         work(self)?;
-        self.record(&end)?;
-        start.elapsed_ms(&end).map_err(failed("running kernels"))
+        self.mark()?.milliseconds_since(&start)
     }
 
     /// Page-locked memory of the host, which the device copies from and to by itself.
@@ -236,12 +257,29 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The kernels are unloaded next.
+        self.context.record_err(self.stream.synchronize());
+    }
+}
+
+/// A point in what a device has been given to do.
+pub struct Mark(CudaEvent);
+
+impl Mark {
+    /// Milliseconds of the device from an earlier mark to this one, which is waited for.
+    pub fn milliseconds_since(&self, earlier: &Mark) -> Result<f32, BackendError> {
+        earlier.0.elapsed_ms(&self.0).map_err(failed("running kernels"))
+    }
+}
+
 /// Memory of the device.
-pub(super) struct Memory {
+pub struct Memory {
     /// Where it starts.
-    pub(super) start: Address,
+    pub start: Address,
     /// How much it is.
-    pub(super) bytes: usize,
+    pub bytes: usize,
     _owner: CudaSlice<u8>,
 }
 
@@ -272,7 +310,9 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `Device::pinned`, and freed once.
+        // Copies may still be queued, where a run ends early.
+        self.context.record_err(self.context.synchronize());
+        // SAFETY: allocated by `Device::pinned`, freed once, and nothing uses it any more.
         self.context.record_err(unsafe { result::free_host(self.start.cast()) });
     }
 }

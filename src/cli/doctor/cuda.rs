@@ -1,24 +1,30 @@
-//! What there is of CUDA: the driver, its devices, where their kernels come from, and the compiler.
+//! What there is of CUDA: the driver, its devices, where their kernels come from, the compiler, and whether each device
+//! computes rightly.
 //!
 //! No GPU is nothing to be mended, since the CPU serves; a GPU that there are no kernels for is.
 
 use mtdnn_raw::backend::cuda::arch::Arch;
+use mtdnn_raw::backend::cuda::backend::CudaBackend;
+use mtdnn_raw::backend::cuda::device;
 use mtdnn_raw::backend::cuda::images::{self, HOW_TO_INSTALL, Tools};
 use mtdnn_raw::backend::cuda::probe::{self, Device};
+use mtdnn_raw::tensor::Precision;
 
-use super::{Finding, fine, format};
+use super::{Finding, fine, format, known_answer};
 use crate::cli::cuda::tools;
 
 pub(super) fn findings() -> Vec<Finding> {
     let tools = tools();
     let mut findings = Vec::new();
     let mut archs: Vec<Arch> = Vec::new();
+    let mut devices = 0;
     match probe::driver() {
         Ok(None) => findings.push(fine("CUDA driver", "none (no libcuda)".into())),
         Ok(Some(driver)) => {
             let (major, minor) = driver.version;
-            let devices = if driver.devices.is_empty() { ", without a device" } else { "" };
-            findings.push(fine("CUDA driver", format!("for CUDA {major}.{minor}{devices}")));
+            let none = if driver.devices.is_empty() { ", without a device" } else { "" };
+            findings.push(fine("CUDA driver", format!("for CUDA {major}.{minor}{none}")));
+            devices = driver.devices.len();
             for device in &driver.devices {
                 let arch = Arch::of_capability(device.capability.0, device.capability.1);
                 findings.push(gpu(device, &arch));
@@ -38,7 +44,27 @@ pub(super) fn findings() -> Vec<Finding> {
         false => findings.extend(archs.iter().map(|arch| kernels(&tools, arch))),
     }
     findings.push(compiler(&tools));
+    for number in 0..devices {
+        findings.extend([Precision::F32, Precision::Bf16].map(|precision| engine(number, precision, &tools)));
+    }
     findings
+}
+
+/// Whether a device gives the known answer. What has to be compiled for that is kept for the first run.
+fn engine(number: usize, precision: Precision, tools: &Tools) -> Finding {
+    let arithmetic = if precision == Precision::F32 { "f32" } else { "bf16" };
+    let backend = device::Device::new(number, tools).and_then(|device| CudaBackend::new(device, precision));
+    let checked =
+        backend.map_err(anyhow::Error::from).and_then(|mut backend| known_answer::check(&mut backend));
+    let step = format!("a training step on cuda:{number} in {arithmetic}");
+    let (value, remedy) = match checked {
+        Ok(error) => (format!("{step} gives the known answer to within {error:.0e}"), None),
+        Err(error) => (
+            format!("{step} fails: {error:#}"),
+            Some("take --device cpu, and report it with this output".into()),
+        ),
+    };
+    Finding { name: "GPU engine", value, remedy }
 }
 
 fn gpu(device: &Device, arch: &Arch) -> Finding {

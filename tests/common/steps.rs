@@ -1,0 +1,199 @@
+//! A model small enough for any test and of every kind of operation, and what its steps on a backend are held against.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
+use mtdnn_raw::data::{Batch, Dataset, Label, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, Recorded, extents};
+use mtdnn_raw::tensor::{Precision, Space, Span};
+use mtdnn_raw::train::check::{Side, check};
+
+/// A two-layer encoder whose heads are of a size that the tensor-core kernels take.
+fn config(hidden_act: HiddenAct, heads: usize) -> BertConfig {
+    BertConfig {
+        vocab_size: 40,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: heads,
+        intermediate_size: 72,
+        hidden_act,
+        hidden_dropout_prob: 0.2,
+        attention_probs_dropout_prob: 0.3,
+        max_position_embeddings: 140,
+        initializer_range: 0.2,
+        ..BertConfig::default()
+    }
+}
+
+fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> TaskSpec {
+    TaskSpec {
+        name: name.to_string(),
+        kind,
+        labels: labels.iter().map(|label| label.to_string()).collect(),
+        metrics: vec![metric],
+        dropout: 0.25,
+        head: None,
+        texts: None,
+        files: Vec::new(),
+    }
+}
+
+fn tasks() -> [TaskSpec; 3] {
+    [
+        task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
+        task("score", TaskKind::Regression, &[], MetricKind::Pearson),
+        task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
+    ]
+}
+
+/// Sequences of one token, of a line and a bit, and between.
+const LENGTHS: [u32; 6] = [5, 1, 17, 130, 60, 9];
+
+/// Examples of a task with sequences of these lengths.
+fn dataset(kind: TaskKind, lengths: &[u32], vocabulary: u32) -> Dataset {
+    let mut dataset = Dataset { offsets: vec![0], groups: vec![0], ..Dataset::new() };
+    for (number, &length) in (0u32..).zip(lengths) {
+        dataset.ids.extend((0..length).map(|i| (7 * i + 3 * number + i * i) % vocabulary));
+        dataset.offsets.push(dataset.ids.len() as u64);
+        dataset.second.push(length / 2);
+        // Three candidates make a question.
+        let label = match kind {
+            TaskKind::Classification => Label::Class(number % 3),
+            TaskKind::Regression => Label::Score(number as f32 / 2.0 - 1.0),
+            TaskKind::Ranking if number % 3 == 2 => Label::Positive(number % 2),
+            TaskKind::Ranking => continue,
+        };
+        dataset.labels.push(label);
+        dataset.groups.push(number + 1);
+    }
+    dataset
+}
+
+/// A small model with numbers, and a batch of one of its tasks.
+pub struct Fixture {
+    /// Two layers and a head of each kind.
+    pub model: Model,
+    /// Its numbers.
+    pub parameters: Vec<f32>,
+    /// Every example of the task.
+    pub batch: Batch,
+    task: usize,
+    dataset: Dataset,
+}
+
+impl Fixture {
+    /// A model of so many heads, and a batch of the task in lines of so many rows.
+    pub fn new(hidden_act: HiddenAct, heads: usize, task: usize, line: usize) -> Self {
+        Self::of(&config(hidden_act, heads), task, line, &LENGTHS)
+    }
+
+    /// A model, and a batch of the first task with sequences of these lengths in lines of 128.
+    pub fn of_lengths(config: &BertConfig, lengths: &[u32]) -> Self {
+        Self::of(config, 0, 128, lengths)
+    }
+
+    fn of(config: &BertConfig, task: usize, line: usize, lengths: &[u32]) -> Self {
+        let tasks = tasks();
+        let model = Model::new(config, &tasks);
+        let mut parameters = vec![0.0; model.parameters().len()];
+        for (number, parameter) in model.parameters().parameters().iter().enumerate() {
+            let values = &mut parameters[parameter.range()];
+            model.parameters().initialise(parameter, 5, values);
+            // Biases and norms off their zeros and ones.
+            values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
+        }
+        let mut batch = Batch::new(line);
+        let dataset = dataset(tasks[task].kind, lengths, config.vocab_size as u32);
+        batch.fill(&dataset, &(0..dataset.len() as u32).collect::<Vec<_>>());
+        Self { model, parameters, batch, task, dataset }
+    }
+
+    /// A smaller batch in lines of 128: the examples of these numbers.
+    pub fn part(&self, examples: &[u32]) -> Batch {
+        let mut batch = Batch::new(128);
+        batch.fill(&self.dataset, examples);
+        batch
+    }
+
+    /// The task's training step, for batches up to that of all examples.
+    pub fn recorded(&self, precision: Precision) -> Recorded {
+        self.model.clone().with_precision(precision).training(self.task, extents(&self.batch), 1.0, false)
+    }
+
+    /// Gives a backend its memory and the parameters.
+    pub fn ready(&self, backend: &mut dyn Backend, recorded: &Recorded) {
+        let (parameters, arena) = (self.parameters.len(), recorded.program.arena_len());
+        backend.reserve(&Sizes { parameters, arena, training: true }).unwrap();
+        backend.write(self.whole(), bytemuck::cast_slice(&self.parameters)).unwrap();
+    }
+
+    /// All parameters.
+    pub fn whole(&self) -> Span {
+        Span { space: Space::Parameters, offset: 0, len: self.parameters.len() }
+    }
+
+    /// A step on each batch in turn: the losses, and the parameters at the end.
+    pub fn train(&self, backend: &mut dyn Backend, rule: Rule, batches: &[&Batch]) -> (Vec<f32>, Vec<f32>) {
+        let recorded = self.recorded(backend.precision());
+        self.ready(backend, &recorded);
+        let mut losses = Vec::new();
+        for (step, batch) in (0..).zip(batches) {
+            let extents = extents(batch);
+            recorded.write(backend, batch).unwrap();
+            backend.run(&recorded.program, &StepScalars { extents, seed: 9, step }).unwrap();
+            let loss = backend.keep(recorded.program.span(recorded.outputs[0], &extents)).unwrap();
+            let groups = self.groups(u64::from(step) + 1);
+            let norm = backend.update(&Optimizer::new(rule), 1.0, &groups).unwrap();
+            assert!(backend.number(norm).unwrap() > 0.0);
+            losses.push(backend.number(loss).unwrap());
+        }
+        let mut parameters = vec![0.0f32; self.parameters.len()];
+        backend.read(self.whole(), bytemuck::cast_slice_mut(&mut parameters)).unwrap();
+        (losses, parameters)
+    }
+
+    fn groups(&self, update: u64) -> Vec<Group> {
+        let group = |range, weight_decay| Group {
+            range,
+            learning_rate: 0.01,
+            weight_decay,
+            update,
+            zero_gradient: false,
+        };
+        let head = self.model.head_range(self.task).unwrap();
+        vec![group(self.model.encoder_range(), 0.01), group(head, 0.0)]
+    }
+
+    /// Fails at the first operation of a step whose result is not the CPU's.
+    pub fn assert_operations_agree(&self, other: &mut dyn Backend) {
+        let mut cpu = CpuBackend::new();
+        let (exact, narrow) = (self.recorded(Precision::F32), self.recorded(other.precision()));
+        self.ready(&mut cpu, &exact);
+        self.ready(other, &narrow);
+        let what = format!("{:?}, task {}", other.precision(), self.task);
+        let reference = Side { backend: &mut cpu, recorded: &exact };
+        let report = check(reference, Side { backend: other, recorded: &narrow }, &self.batch, 77).unwrap();
+        if let Some(difference) = report.difference {
+            panic!("{what}, {} rows: {difference}", self.batch.tokens());
+        }
+        assert!(report.compared > 50, "{what}: {} results", report.compared);
+    }
+
+    /// Fails where losses or parameters after a step on each batch are not the CPU's. By plain descent, which keeps
+    /// rounding errors as small as they are: Adamax makes a whole step of a gradient that is zero but for rounding, as
+    /// that of the keys' biases is.
+    pub fn assert_steps_agree(&self, other: &mut dyn Backend, batches: &[&Batch]) {
+        let (expected, parameters) = self.train(&mut CpuBackend::new(), Rule::Sgd, batches);
+        let (losses, trained) = self.train(other, Rule::Sgd, batches);
+        let exact = other.precision() == Precision::F32;
+        for (loss, expected) in losses.iter().zip(&expected) {
+            let bound = if exact { 1e-5 * expected.abs() } else { 2e-2 * expected.abs().max(1.0) };
+            assert!((loss - expected).abs() < bound, "losses {losses:?}, not {expected:?}");
+        }
+        let change = |to: &[f32]| to.iter().zip(&self.parameters).map(|(a, b)| (a - b).abs()).sum::<f32>();
+        let off: f32 = trained.iter().zip(&parameters).map(|(a, b)| (a - b).abs()).sum();
+        let bound = if exact { 1e-4 } else { 1e-1 } * change(&parameters);
+        assert!(off < bound, "parameters are {off} off after {}", change(&parameters));
+    }
+}
