@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in one run of less than eight minutes: correctness, faults, speed, a training run,
-# and PyTorch beside it. The machine with the GPU needs no Rust and no sources.
+# Everything that only a GPU can tell, in one run of less than eight minutes: correctness, faults, speed, a training
+# run, and PyTorch beside it. The machine with the GPU needs no Rust and no sources.
 #
-#   benches/gpu.sh build            where cargo is: puts the programs and this script into target/gpu
-#   gpu.sh run DIR [RESULTS]        where the GPU is: runs the programs of DIR, a copy of target/gpu, and leaves logs and
-#                                   summary.md in RESULTS (gpu-results)
+#   benches/gpu.sh build         where cargo is: puts the programs and this script into target/gpu
+#   gpu.sh run DIR [RESULTS]     where the GPU is: runs the programs of DIR, a copy of target/gpu, and leaves logs and
+#                                summary.md in RESULTS (gpu-results)
 #
-# TORCH_BASELINES=FOLDER names the folder of torch_gpu.py and torch_gpu_best.py, PYTHON the Python that has torch (python3).
-# A part that fails stops no other, and is told by the exit code: 1 where a part failed, 0 where at most advice did.
+# TORCH_BASELINES=FOLDER names the folder of torch_gpu.py and torch_gpu_best.py, PYTHON the Python that has torch
+# (python3). A part that fails stops no other, and is told by the exit code: 1 where a part failed, 0 where at most
+# advice did.
 set -euo pipefail
 
 SECONDS_IN_ALL=470
@@ -38,14 +39,14 @@ build() {
     cp benches/gpu.sh "$programs/gpu.sh"
     rm -f "$said"
     if ! "$programs/mtdnn-raw" kernels list | grep -q "in the program"; then
-        echo "warning: no kernels are embedded, so the machine with the GPU needs NVRTC and MTDNN_CUDA that names its folder;" \
-            "scripts/install-nvrtc.sh before the build spares it that"
+        echo "warning: no kernels are embedded, so the machine with the GPU needs NVRTC, and MTDNN_CUDA to name" \
+            "its folder; scripts/install-nvrtc.sh before the build spares it that"
     fi
     echo "the programs are in $programs"
 }
 
-# part KIND NAME SECONDS COMMAND...: runs a part with a limit of time, its words in NAME.log, and a line for the summary.
-# KIND is required, or advice for what may fail.
+# part KIND NAME SECONDS COMMAND...: runs a part with a limit of time; its words go to NAME.log, and a line to the
+# summary. KIND is required, or advice for what may fail.
 part() {
     local kind=$1 name=$2 limit=$3 left begin took code=0 outcome
     shift 3
@@ -160,7 +161,7 @@ case ${1:-} in
 build) build ;;
 run) run "${2:-target/gpu}" "${3:-gpu-results}" ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -1,4 +1,4 @@
-//! The rows of whole training steps: batch written, forward, backward, clipping and Adamax, as the trainer queues them.
+//! The rows of whole training steps: batch written, forward, backward, clipping, Adamax, as the trainer queues them.
 
 use std::collections::VecDeque;
 use std::time::Instant;
