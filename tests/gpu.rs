@@ -1,5 +1,5 @@
-//! The CUDA backend on a real GPU. Where there is none, that is said and all is skipped; with `MTDNN_REQUIRE_GPU=1` it is
-//! a failure. Nothing of the source tree is read, so the program of these tests runs on any machine: `benches/gpu.sh`.
+//! The CUDA backend on a real GPU. Where there is none, that is said and all is skipped; with `MTDNN_REQUIRE_GPU=1`
+//! it is a failure. Nothing of the source tree is read, so that the program runs on any machine: `benches/gpu.sh`.
 #![cfg(feature = "cuda")]
 
 #[path = "common/steps.rs"]
@@ -303,8 +303,8 @@ fn numbers_arrive_in_order() {
     }
 }
 
-/// Every kernel at the sizes of BERT-base: 32 sequences of 128 tokens through two of its layers, of which the first has
-/// all rows in each product, and the second only the first tokens' behind the attention.
+/// Every kernel at the sizes of BERT-base: 32 sequences of 128 tokens through two of its layers. The first has all rows
+/// in each product, the second only the first tokens' behind the attention.
 #[test]
 fn operations_of_full_size_agree_with_the_cpu() {
     let Some(gpu) = Gpu::take() else { return };

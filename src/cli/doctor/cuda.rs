@@ -1,5 +1,5 @@
-//! What there is of CUDA: the driver, its devices, where their kernels come from, the compiler, and whether each device
-//! computes rightly.
+//! What there is of CUDA: the driver, its devices, where their kernels come from, the compiler, and whether each
+//! device computes rightly.
 //!
 //! No GPU is nothing to be mended, since the CPU serves; a GPU that there are no kernels for is.
 
