@@ -629,6 +629,14 @@ fn a_check_compares_and_leaves_nothing() {
 }
 
 #[test]
+fn more_threads_than_any_machine_has_are_a_slip() {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mtdnn-raw"));
+    let ended = Ended::from(command.args(["doctor", "--threads", "9999999"]).output().unwrap());
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("--threads 9999999: 1024 are the most"), "{}", ended.stderr);
+}
+
+#[test]
 fn values_that_cannot_be_trained_with() {
     let place = Place::new();
     for (flag, value, word) in [

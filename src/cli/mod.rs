@@ -64,6 +64,9 @@ enum Command {
     Kernels(kernels::KernelsArgs),
 }
 
+/// More threads than this are a slip of the hand: no machine has so many cores, and starting them would take minutes.
+const MOST_THREADS: usize = 1024;
+
 /// How a command that did not fail ended.
 enum Exit {
     /// All was done.
@@ -97,6 +100,9 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
     let threads = match cli.threads {
+        Some(threads) if threads.get() > MOST_THREADS => {
+            return Err(Usage(format!("--threads {threads}: {MOST_THREADS} are the most")).into());
+        }
         Some(threads) => threads.get(),
         None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
     };
