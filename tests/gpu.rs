@@ -2,6 +2,8 @@
 //! it is a failure. Nothing of the source tree is read, so that the program runs on any machine: `benches/gpu.sh`.
 #![cfg(feature = "cuda")]
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "common/steps.rs"]
 mod steps;
 
@@ -99,6 +101,15 @@ fn parts(fixture: &Fixture) -> Vec<Batch> {
     let mut parts = vec![fixture.batch.clone(), fixture.part(&[0]), fixture.part(&[all - 1, 0])];
     parts.extend([fixture.batch.clone(), fixture.part(&[all - 1])]);
     parts
+}
+
+/// The list that `tests/ops.rs` holds the CPU to.
+#[test]
+fn every_case_agrees_with_the_cpu() {
+    let Some(gpu) = Gpu::take() else { return };
+    for precision in PRECISIONS {
+        cases::assert_cases_agree(&mut gpu.backend(precision));
+    }
 }
 
 #[test]
