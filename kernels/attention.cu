@@ -3,199 +3,16 @@
 //
 // A block takes 64 rows of one head, a warp 16 of them: queries in the forward pass and for their gradient, keys
 // for the gradients of keys and values. It walks over all rows that share a sequence with its own, tile by tile,
-// while the next ones are on their way. Who attends to whom is said by the bounds of each row's sequence, which
-// serve both ways: a query attends to a key if and only if each lies within the other's bounds.
+// while the next ones are on their way.
 //
 // Backward goes twice over the scores: by queries, for the softmax's inner products `delta` and the gradient of the
 // queries, then by keys. So every sum has one owner and one order.
-#include "prelude.cuh"
+#include "attention.cuh"
+#include "attention_tile.cuh"
 
-struct Input {
-    const Step* step;
-    /// `[tokens]`: `sequence << 16 | position`.
-    const u32* places;
-    /// `[sequences]`: the first row of each, and the row after its last.
-    const u32* starts;
-    const u32* ends;
-    /// `[tokens, 3 * hidden]`: queries, keys and values side by side.
-    const bf16* qkv;
-    Rows rows;
-    u32 heads;
-    u32 hidden;
-    Dropout dropout;
-    /// From products of queries and keys to scores.
-    f32 scale;
-};
-
-struct Forward {
-    Input input;
-    /// `[tokens, hidden]`
-    bf16* context;
-    /// `[tokens, heads]`: the natural logarithm of each softmax's denominator.
-    f32* log_sum_exp;
-};
-
-struct Backward {
-    Input input;
-    /// `[tokens, heads]`
-    const f32* log_sum_exp;
-    /// `[tokens, hidden]`
-    const bf16* d_context;
-    /// `[tokens, 3 * hidden]`
-    bf16* d_qkv;
-    /// `[2, heads, stride]`: the logarithms to base 2 and the deltas of all queries, from one kernel to the next.
-    f32* statistics;
-    /// Rows, a multiple of `BLOCK_ROWS`.
-    u32 stride;
-    u32 unused;
-};
-
-constexpr u32 THREADS = 128;
 /// Rows that a block owns.
 constexpr u32 BLOCK_ROWS = 64;
-/// Rows that a warp owns: those of the products' left operand.
-constexpr u32 WARP_ROWS = 16;
 constexpr f32 LOG2_E = 1.4426950408889634f;
-constexpr u32 MINUS_INFINITY = 0xff800000u;
-
-// ---- sequences --------------------------------------------------------------------------------------------------
-
-/// A row's place and the rows of its sequence, from `first` to before `last`; none for a dead row.
-struct Row {
-    u32 place, first, last;
-};
-
-/// The rows that some of several rows share a sequence with, and those that all do.
-struct Reach {
-    u32 first, last, common_first, common_last;
-};
-
-DEVICE Row find_row(const Input& input, u32 row, u32 rows) {
-    if (row >= rows) return {0, 0, 0};
-    u32 place = input.places[row], sequence = place >> 16, position = place & 0xffff;
-    if (sequence >= input.step->sequences) return {0, 0, 0};
-    u32 first = input.starts[sequence], last = input.ends[sequence];
-    // A dead row's place is that of the batch's first row.
-    return first + position == row && row < last ? Row{place, first, last} : Row{0, 0, 0};
-}
-
-/// The reach of `count` rows from `begin`, the same in all lanes.
-template <u32 count>
-DEVICE Reach find_reach(const Input& input, u32 begin, u32 rows) {
-    Reach reach = {0xffffffffu, 0, 0, 0xffffffffu};
-    UNROLL for (u32 i = 0; i < ceiling_division(count, 32); ++i) {
-        Row row = find_row(input, begin + (32 * i + lane_index()) % count, rows);
-        if (row.first < row.last) {
-            reach.first = min(reach.first, row.first);
-            reach.last = max(reach.last, row.last);
-        }
-        reach.common_first = max(reach.common_first, row.first);
-        reach.common_last = min(reach.common_last, row.last);
-    }
-    UNROLL for (u32 mask = 16; mask > 0; mask /= 2) {
-        reach.first = min(reach.first, shuffle_xor(reach.first, mask));
-        reach.last = max(reach.last, shuffle_xor(reach.last, mask));
-        reach.common_first = max(reach.common_first, shuffle_xor(reach.common_first, mask));
-        reach.common_last = min(reach.common_last, shuffle_xor(reach.common_last, mask));
-    }
-    return reach;
-}
-
-/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row
-/// `begin + b`; for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
-DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32 first, u32 begin, u32 end) {
-    u32 bits = 0;
-    for (u32 position = begin > first ? (begin - first) / 8 * 8 : 0; first + position < end; position += 8) {
-        u32 words[4], kept = 0;
-        draw_eight(words, step, dropout, head, place, position / 8);
-        UNROLL for (u32 i = 0; i < 4; ++i) {
-            kept |= ((words[i] & 0xffff) >= dropout.threshold ? 1u : 0u) << 2 * i;
-            kept |= (words[i] >> 16 >= dropout.threshold ? 2u : 0u) << 2 * i;
-        }
-        u32 row = first + position;
-        bits |= row < begin ? kept >> (begin - row) : kept << (row - begin);
-    }
-    return bits;
-}
-
-// ---- tiles in shared memory: rows of `size` columns -------------------------------------------------------------
-
-/// Where eight columns of a row lie. The chunks of 16 bytes are permuted within each row so that the same chunk of
-/// eight rows lies in all banks.
-template <u32 size>
-DEVICE u8* chunk_at(u8* tile, u32 row, u32 chunk) {
-    constexpr u32 period = size < 64 ? size / 8 : 8;
-    return tile + row * (size * sizeof(bf16)) + (chunk ^ row / (8 / period) % period) * 16;
-}
-
-/// Starts to load rows `first` to `first + count` of a matrix whose rows are `stride` apart; zeros beyond `rows`.
-template <u32 size, u32 count>
-DEVICE void load_tile(u8* tile, const bf16* matrix, u32 stride, u32 first, u32 rows) {
-    constexpr u32 CHUNKS = size / 8, STEP = THREADS / CHUNKS;
-    u32 row = thread_index() / CHUNKS, chunk = thread_index() % CHUNKS;
-    const bf16* from = matrix + static_cast<u64>(first + row) * stride + 8 * chunk;
-    UNROLL for (u32 i = 0; i < count; i += STEP) {
-        copy_async(chunk_at<size>(tile, row + i, chunk), from, first + row + i < rows);
-        from += STEP * stride;
-    }
-}
-
-/// `sums += a b^T`: a the warp's 16 rows of a tile from `row`, b a tile of `columns` rows.
-template <u32 size, u32 columns>
-DEVICE void add_products(f32 (&sums)[columns / 8][4], u8* a, u32 row, u8* b) {
-    u32 lane = lane_index();
-    UNROLL for (u32 k = 0; k < size / 16; ++k) {
-        u32 left[4], right[4];
-        load_matrices(left, chunk_at<size>(a, row + lane % 16, 2 * k + lane / 16));
-        UNROLL for (u32 n = 0; n < columns / 16; ++n) {
-            load_matrices(right, chunk_at<size>(b, 16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-            multiply_add(sums[2 * n], left, right[0], right[1]);
-            multiply_add(sums[2 * n + 1], left, right[2], right[3]);
-        }
-    }
-}
-
-/// `sums += weights b`: weights `[16, columns]`, b a tile of `columns` rows. Sums of one product are laid out as
-/// the left operand of the next, so weights need no exchange between lanes.
-template <u32 size, u32 columns>
-DEVICE void add_weighted(f32 (&sums)[size / 8][4], const f32 (&weights)[columns / 8][4], u8* b) {
-    u32 lane = lane_index();
-    UNROLL for (u32 k = 0; k < columns / 16; ++k) {
-        const f32(&low)[4] = weights[2 * k], (&high)[4] = weights[2 * k + 1];
-        u32 right[4], left[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
-                                 pack_bf16(high[2], high[3])};
-        UNROLL for (u32 n = 0; n < size / 16; ++n) {
-            load_matrices_transposed(right, chunk_at<size>(b, 16 * k + lane % 16, 2 * n + lane / 16));
-            multiply_add(sums[2 * n], left, right[0], right[1]);
-            multiply_add(sums[2 * n + 1], left, right[2], right[3]);
-        }
-    }
-}
-
-/// Stores the warp's 16 rows, each times its factor, as rows `first` on of a matrix whose rows are `stride` apart,
-/// none beyond `rows`. They pass through the warp's own rows of a tile, from `row`, to be written in whole lines.
-template <u32 size>
-DEVICE void store_rows(const f32 (&sums)[size / 8][4], const f32 (&factors)[2], u8* tile, u32 row, bf16* matrix,
-                       u32 stride, u32 first, u32 rows) {
-    u32 lane = lane_index();
-    UNROLL for (u32 n = 0; n < size / 8; ++n) {
-        UNROLL for (u32 half = 0; half < 2; ++half) {
-            u8* at = chunk_at<size>(tile, row + lane / 4 + 8 * half, n) + lane % 4 * 4;
-            *reinterpret_cast<u32*>(at) =
-                pack_bf16(sums[n][2 * half] * factors[half], sums[n][2 * half + 1] * factors[half]);
-        }
-    }
-    sync_warp();
-    UNROLL for (u32 step = 0; step < WARP_ROWS * size / 8 / 32; ++step) {
-        u32 index = step * 32 + lane, i = index / (size / 8), chunk = index % (size / 8);
-        if (first + i < rows) {
-            *reinterpret_cast<Pack*>(matrix + static_cast<u64>(first + i) * stride + 8 * chunk) =
-                *reinterpret_cast<const Pack*>(chunk_at<size>(tile, row + i, chunk));
-        }
-    }
-}
-
-// ---- passes -----------------------------------------------------------------------------------------------------
 
 /// What a warp works on, and whom it meets.
 struct Work {
@@ -209,7 +26,7 @@ struct Work {
     Row own[2];
 };
 
-DEVICE Work find_work(const Input& input, u32 rows) {
+DEVICE Work find_work(const Input<bf16>& input, u32 rows) {
     u32 block = block_y() * BLOCK_ROWS, offset = WARP_ROWS * warp_index(), first = block + offset;
     u32 group = lane_index() / 4;
     return {input.step,
@@ -245,6 +62,23 @@ DEVICE void mask(f32 (&products)[columns / 8][4], const Work& work, u32 begin) {
             if (row - own.first >= own.last - own.first) products[n][e] = bits_to_f32(MINUS_INFINITY);
         }
     }
+}
+
+/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row
+/// `begin + b`; for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
+DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32 first, u32 begin, u32 end) {
+    u32 bits = 0;
+    for (u32 position = begin > first ? (begin - first) / 8 * 8 : 0; first + position < end; position += 8) {
+        u32 words[4], kept = 0;
+        draw_eight(words, step, dropout, head, place, position / 8);
+        UNROLL for (u32 i = 0; i < 4; ++i) {
+            kept |= ((words[i] & 0xffff) >= dropout.threshold ? 1u : 0u) << 2 * i;
+            kept |= (words[i] >> 16 >= dropout.threshold ? 2u : 0u) << 2 * i;
+        }
+        u32 row = first + position;
+        bits |= row < begin ? kept >> (begin - row) : kept << (row - begin);
+    }
+    return bits;
 }
 
 /// What the warp's queries keep of the `columns` keys from `begin`: two lanes draw for each, half of the keys each.
@@ -305,7 +139,7 @@ DEVICE void take_turns(u32 turns, Load load, Use use) {
 
 /// Starts to load `count` keys and, to the tile after them, their values.
 template <u32 size, u32 count>
-DEVICE void load_keys(u8* tiles, const Input& input, const Work& work, u32 begin) {
+DEVICE void load_keys(u8* tiles, const Input<bf16>& input, const Work& work, u32 begin) {
     const bf16 *keys = input.qkv + input.hidden + work.head * size, *values = keys + input.hidden;
     load_tile<size, count>(tiles, keys, 3 * input.hidden, begin, work.rows);
     load_tile<size, count>(tiles + count * size * sizeof(bf16), values, 3 * input.hidden, begin, work.rows);
@@ -313,7 +147,7 @@ DEVICE void load_keys(u8* tiles, const Input& input, const Work& work, u32 begin
 
 /// Starts to load `count` queries and, to the tile after them, the gradients of their context.
 template <u32 size, u32 count>
-DEVICE void load_queries(u8* tiles, const Backward& args, const Work& work, u32 begin) {
+DEVICE void load_queries(u8* tiles, const Backward<bf16>& args, const Work& work, u32 begin) {
     const bf16 *queries = args.input.qkv + work.head * size, *d_context = args.d_context + work.head * size;
     u32 hidden = args.input.hidden;
     load_tile<size, count>(tiles, queries, 3 * hidden, begin, work.rows);
@@ -322,9 +156,9 @@ DEVICE void load_queries(u8* tiles, const Backward& args, const Work& work, u32 
 
 /// Shared memory: the queries, then four stages of keys and values.
 template <u32 size>
-DEVICE void forward(const Forward& args) {
+DEVICE void forward(const Forward<bf16>& args) {
     constexpr u32 KEYS = 32, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
-    const Input& input = args.input;
+    const Input<bf16>& input = args.input;
     u32 rows = row_count(input.step, input.rows);
     if (block_y() * BLOCK_ROWS >= rows) return;
     Work work = find_work(input, rows);
@@ -394,9 +228,9 @@ DEVICE void forward(const Forward& args) {
 /// scores are P (K D - delta), where delta is the sum of P K D over the keys. So the keys are passed twice, first
 /// for delta. Shared memory: the queries, the gradients of their context, and four stages of keys and values.
 template <u32 size>
-DEVICE void backward_queries(const Backward& args) {
+DEVICE void backward_queries(const Backward<bf16>& args) {
     constexpr u32 KEYS = 32, TILE = KEYS * size * sizeof(bf16), OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
-    const Input& input = args.input;
+    const Input<bf16>& input = args.input;
     u32 rows = row_count(input.step, input.rows);
     if (block_y() * BLOCK_ROWS >= rows) return;
     Work work = find_work(input, rows);
@@ -455,7 +289,8 @@ DEVICE void backward_queries(const Backward& args) {
     });
 
     if (lane_index() % 4 == 0) {
-        // Of rows beyond the last too: what the second kernel loads is never an accidental NaN.
+        // The logarithms to base 2 and the deltas, of rows beyond the last too: what the second kernel loads is
+        // never an accidental NaN.
         u64 stride = args.stride, at = work.head * stride + work.first + group;
         UNROLL for (u32 r = 0; r < 2; ++r) {
             args.statistics[at + 8 * r] = logarithms[r];
@@ -471,12 +306,12 @@ DEVICE void backward_queries(const Backward& args) {
 ///
 /// Shared memory: the keys, the values, and two stages of queries, gradients of the context and statistics.
 template <u32 size>
-DEVICE void backward_keys(const Backward& args) {
+DEVICE void backward_keys(const Backward<bf16>& args) {
     // As many as leave registers for two gradients.
     constexpr u32 QUERIES = size == 128 ? 16 : 32;
     constexpr u32 TILE = QUERIES * size * sizeof(bf16), STATISTICS = 2 * QUERIES * sizeof(f32);
     constexpr u32 OWN_TILE = BLOCK_ROWS * size * sizeof(bf16);
-    const Input& input = args.input;
+    const Input<bf16>& input = args.input;
     u32 rows = row_count(input.step, input.rows);
     if (block_y() * BLOCK_ROWS >= rows) return;
     Work work = find_work(input, rows);
@@ -542,12 +377,12 @@ DEVICE void backward_keys(const Backward& args) {
     store_rows<size>(d_values, value_factors, values, work.offset, to + input.hidden, stride, work.first, rows);
 }
 
-KERNEL(attention_32, Forward, THREADS, 4) { forward<32>(args); }
-KERNEL(attention_64, Forward, THREADS, 4) { forward<64>(args); }
-KERNEL(attention_128, Forward, THREADS, 2) { forward<128>(args); }
-KERNEL(attention_grad_queries_32, Backward, THREADS, 4) { backward_queries<32>(args); }
-KERNEL(attention_grad_queries_64, Backward, THREADS, 4) { backward_queries<64>(args); }
-KERNEL(attention_grad_queries_128, Backward, THREADS, 2) { backward_queries<128>(args); }
-KERNEL(attention_grad_keys_32, Backward, THREADS, 3) { backward_keys<32>(args); }
-KERNEL(attention_grad_keys_64, Backward, THREADS, 3) { backward_keys<64>(args); }
-KERNEL(attention_grad_keys_128, Backward, THREADS, 2) { backward_keys<128>(args); }
+KERNEL(attention_32, Forward<bf16>, THREADS, 4) { forward<32>(args); }
+KERNEL(attention_64, Forward<bf16>, THREADS, 4) { forward<64>(args); }
+KERNEL(attention_128, Forward<bf16>, THREADS, 2) { forward<128>(args); }
+KERNEL(attention_grad_queries_32, Backward<bf16>, THREADS, 4) { backward_queries<32>(args); }
+KERNEL(attention_grad_queries_64, Backward<bf16>, THREADS, 4) { backward_queries<64>(args); }
+KERNEL(attention_grad_queries_128, Backward<bf16>, THREADS, 2) { backward_queries<128>(args); }
+KERNEL(attention_grad_keys_32, Backward<bf16>, THREADS, 3) { backward_keys<32>(args); }
+KERNEL(attention_grad_keys_64, Backward<bf16>, THREADS, 3) { backward_keys<64>(args); }
+KERNEL(attention_grad_keys_128, Backward<bf16>, THREADS, 2) { backward_keys<128>(args); }

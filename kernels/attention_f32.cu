@@ -1,49 +1,7 @@
 // Multi-head self-attention over packed sequences (Vaswani et al. 2017, equation 1) on plain multipliers, for f32
 // and for heads of any size up to 256. The passes are those of `attention.cu`; here a warp has one row, and each of
 // its lanes one row of a tile of those that share a sequence with any row of the block.
-#include "prelude.cuh"
-
-template <class T>
-struct Input {
-    const Step* step;
-    /// `[tokens]`: `sequence << 16 | position`.
-    const u32* places;
-    /// `[sequences]`: the first row of each, and the row after its last.
-    const u32* starts;
-    const u32* ends;
-    /// `[tokens, 3 * hidden]`: queries, keys and values side by side.
-    const T* qkv;
-    Rows rows;
-    u32 heads;
-    u32 hidden;
-    Dropout dropout;
-    /// From products of queries and keys to scores.
-    f32 scale;
-};
-
-template <class T>
-struct Forward {
-    Input<T> input;
-    /// `[tokens, hidden]`
-    T* context;
-    /// `[tokens, heads]`: the natural logarithm of each softmax's denominator.
-    f32* log_sum_exp;
-};
-
-template <class T>
-struct Backward {
-    Input<T> input;
-    /// `[tokens, heads]`
-    const f32* log_sum_exp;
-    /// `[tokens, hidden]`
-    const T* d_context;
-    /// `[tokens, 3 * hidden]`
-    T* d_qkv;
-    /// `[heads, stride]`: the deltas of all queries, from the first pass to the second.
-    f32* statistics;
-    u32 stride;
-    u32 unused;
-};
+#include "attention.cuh"
 
 constexpr u32 WARPS = 8;
 constexpr u32 THREADS = 32 * WARPS;
@@ -52,34 +10,20 @@ constexpr u32 TILE_ROWS = 32;
 /// Columns that a lane sums, 32 apart.
 constexpr u32 PARTS = 8;
 
-/// A warp's row and the rows of its sequence, from `first` to before `last`; none for a dead row.
+/// What a warp works on, and whom it meets.
 struct Work {
     u32 rows, head, size;
-    u32 row, place, first, last;
-    /// The rows that any of the block's rows shares a sequence with.
-    u32 block_first, block_last;
+    /// The warp's row.
+    u32 row;
+    Row own;
+    /// The rows that the block walks over.
+    Reach block;
 };
 
 template <class T>
 DEVICE Work find_work(const Input<T>& input, u32 rows) {
-    u32 begin = block_y() * WARPS, size = input.hidden / input.heads;
-    Work work = {rows, block_x(), size, begin + warp_index(), 0, 0, 0, 0xffffffffu, 0};
-    for (u32 row = begin; row < begin + WARPS; ++row) {
-        if (row >= rows) break;
-        u32 place = input.places[row], sequence = place >> 16;
-        if (sequence >= input.step->sequences) continue;
-        u32 first = input.starts[sequence], last = input.ends[sequence];
-        // A dead row's place is that of the batch's first row.
-        if (first + (place & 0xffff) != row || row >= last) continue;
-        work.block_first = min(work.block_first, first);
-        work.block_last = max(work.block_last, last);
-        if (row == work.row) {
-            work.place = place;
-            work.first = first;
-            work.last = last;
-        }
-    }
-    return work;
+    u32 begin = block_y() * WARPS, row = begin + warp_index(), size = input.hidden / input.heads;
+    return {rows, block_x(), size, row, find_row(input, row, rows), find_reach<WARPS>(input, begin, rows)};
 }
 
 /// A matrix in global memory, from a head's first column on.
@@ -113,12 +57,12 @@ template <class T, class Use>
 DEVICE void walk(f32* shared, Columns<T> left, Columns<T> right, const Work& work, Use use) {
     u32 pitch = pitch_of(work);
     f32* second = shared + TILE_ROWS * pitch;
-    for (u32 begin = work.block_first; begin < work.block_last; begin += TILE_ROWS) {
+    for (u32 begin = work.block.first; begin < work.block.last; begin += TILE_ROWS) {
         sync_block();
         load_rows(shared, pitch, left, work, begin, TILE_ROWS);
         load_rows(second, pitch, right, work, begin, TILE_ROWS);
         sync_block();
-        if (work.first < begin + TILE_ROWS && begin < work.last) use(begin + lane_index(), shared, second);
+        if (work.own.first < begin + TILE_ROWS && begin < work.own.last) use(begin + lane_index(), shared, second);
     }
 }
 
@@ -156,7 +100,10 @@ DEVICE f32 drop_factor(const Input<T>& input, u32 head, u32 place, u32 position)
     if (input.dropout.threshold == 0) return 1.0f;
     u32 words[4];
     draw_eight(words, input.step, input.dropout, head, place, position / 8);
-    return keep_factor(words, input.dropout, position);
+    // Chosen and not indexed, so that the draws stay in registers.
+    u32 early = position % 4 < 2 ? words[0] : words[1], late = position % 4 < 2 ? words[2] : words[3];
+    words[0] = position % 8 < 4 ? early : late;
+    return keep_factor(words, input.dropout, position % 2);
 }
 
 /// Shared memory: the queries, a tile of keys and one of values.
@@ -174,17 +121,17 @@ DEVICE void forward(const Forward<T>& args) {
     f32 context[PARTS] = {}, sum = 0.0f, largest = 0.0f;
     Columns<T> keys = third_of(input, work, 1), values = third_of(input, work, 2);
     walk(queries + WARPS * work.size, keys, values, work, [&](u32 key, const f32* keys, const f32* values) {
-        bool inside = work.first <= key && key < work.last;
+        bool inside = work.own.first <= key && key < work.own.last;
         f32 score = dot(query, keys + lane_index() * pitch_of(work), work.size) * input.scale;
         // The first tile that holds a key of the sequence sets the first largest score.
-        f32 floor = sum > 0.0f ? largest : bits_to_f32(0xff800000u);
+        f32 floor = sum > 0.0f ? largest : bits_to_f32(MINUS_INFINITY);
         f32 now = warp_max(inside ? fmaxf(score, floor) : floor);
         f32 shrink = sum > 0.0f ? expf(largest - now) : 0.0f;
         f32 probability = inside ? expf(score - now) : 0.0f;
         sum = fmaf(sum, shrink, warp_sum(probability));
         largest = now;
         UNROLL for (u32 part = 0; part < PARTS; ++part) context[part] *= shrink;
-        if (inside) probability *= drop_factor(input, work.head, work.place, key - work.first);
+        if (inside) probability *= drop_factor(input, work.head, work.own.place, key - work.own.first);
         add_weighted(context, probability, values, work);
     });
 
@@ -228,10 +175,10 @@ DEVICE void backward_queries(const Backward<T>& args) {
 
     Columns<T> keys = third_of(input, work, 1), values = third_of(input, work, 2);
     auto find = [&](u32 key, const f32* keys, const f32* values) {
-        if (key < work.first || key >= work.last) return Pair{0.0f, 0.0f, 0.0f};
+        if (key < work.own.first || key >= work.own.last) return Pair{0.0f, 0.0f, 0.0f};
         u32 offset = lane_index() * pitch_of(work);
         f32 product = dot(query, keys + offset, work.size), gradient = dot(d_row, values + offset, work.size);
-        return find_pair(args, work.head, work.place, key - work.first, log_sum_exp, product, gradient);
+        return find_pair(args, work.head, work.own.place, key - work.own.first, log_sum_exp, product, gradient);
     };
     f32 delta = 0.0f, d_query[PARTS] = {};
     walk(tiles, keys, values, work, [&](u32 key, const f32* keys, const f32* values) {
@@ -268,13 +215,13 @@ DEVICE void backward_keys(const Backward<T>& args) {
     auto use = [&](u32 query, const f32* queries, const f32* d_contexts) {
         Pair pair = {0.0f, 0.0f, 0.0f};
         f32 delta = 0.0f;
-        if (work.first <= query && query < work.last) {
-            u32 offset = lane_index() * pitch_of(work), place = work.place + query - work.row;
+        if (work.own.first <= query && query < work.own.last) {
+            u32 offset = lane_index() * pitch_of(work), place = work.own.place + query - work.row;
             f32 product = dot(key, queries + offset, work.size);
             f32 gradient = dot(value, d_contexts + offset, work.size);
             f32 log_sum_exp = args.log_sum_exp[static_cast<u64>(query) * input.heads + work.head];
             delta = args.statistics[work.head * args.stride + query];
-            pair = find_pair(args, work.head, place, work.row - work.first, log_sum_exp, product, gradient);
+            pair = find_pair(args, work.head, place, work.row - work.own.first, log_sum_exp, product, gradient);
         }
         add_weighted(d_value, pair.probability * pair.factor, d_contexts, work);
         add_weighted(d_key, pair.probability * (pair.gradient - delta), queries, work);

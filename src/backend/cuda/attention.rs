@@ -9,7 +9,7 @@ use crate::tensor::DType;
 /// The largest head of the general kernels.
 const LARGEST_HEAD: usize = 256;
 
-/// The twin of `Input` in `kernels/attention.cu` and `kernels/attention_f32.cu`.
+/// The twin of `Input` in `kernels/attention.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Input {
