@@ -226,6 +226,22 @@ fn eval_finds_the_figures_of_the_best_evaluation() {
     }
     let only = place.ok(&["eval", "--model", "run/best", "--data", "run.toml", "--tasks", "mood"]);
     assert!(only.stdout.contains("mood") && !only.stdout.contains("answer"), "{}", only.stdout);
+    let above = place.run(&["predict", "--model", "run", "--task", "mood"]);
+    assert!(above.stderr.contains("did you mean run/best?"), "{}", above.stderr);
+}
+
+/// A task without a dev set does not cost the others their figures, unless it is asked for.
+#[test]
+fn eval_leaves_out_what_has_no_dev_set() {
+    let place = trained();
+    let text = fs::read_to_string(place.path("run.toml")).unwrap();
+    let dev = text.lines().find(|line| line.starts_with("dev = ")).unwrap();
+    place.write("other.toml", text.replacen(dev, "", 1));
+    let some = place.ok(&["eval", "--model", "run/best", "--data", "other.toml"]);
+    assert!(some.stderr.contains("not measured: task mood has no dev set"), "{}", some.stderr);
+    assert!(some.stdout.contains("answer") && !some.stdout.contains("mood"), "{}", some.stdout);
+    let asked = place.run(&["eval", "--model", "run/best", "--data", "other.toml", "--tasks", "mood"]);
+    assert_eq!(asked.code, Some(1), "{}", asked.stderr);
 }
 
 /// Where the figures cannot be written is said before they are computed, and what is there stays until they are.

@@ -105,7 +105,7 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
             Format::Tsv { .. } => row.cut(self.text()?, cut_tsv),
             Format::Csv { .. } => {
                 // A record goes on over line ends while a quote is open.
-                while self.buffer.iter().filter(|&&byte| byte == b'"').count() % 2 == 1 {
+                while quote_is_open(&self.buffer) {
                     self.buffer.push(b'\n');
                     if !self.append_line()? {
                         return Err(DataError::OpenQuote { path: self.file.path.clone(), line: row.line });
@@ -233,6 +233,26 @@ fn cut_tsv(line: &str, (text, ends): (&mut String, &mut Vec<usize>)) {
         text.push_str(field);
         ends.push(text.len());
     }
+}
+
+/// Whether a field of a record begins with a quote that nothing closes, by the rules of [`cut_csv`].
+fn quote_is_open(record: &[u8]) -> bool {
+    let mut rest = record.iter().peekable();
+    let (mut quoted, mut at_start) = (false, true);
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'"' if quoted && rest.peek() == Some(&&b'"') => drop(rest.next()),
+            b'"' if quoted => quoted = false,
+            b'"' if at_start => quoted = true,
+            b',' if !quoted => {
+                at_start = true;
+                continue;
+            }
+            _ => {}
+        }
+        at_start = false;
+    }
+    quoted
 }
 
 /// RFC 4180: a field in quotes may hold commas, line ends and, doubled, quotes.

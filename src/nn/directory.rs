@@ -73,10 +73,15 @@ pub enum DirectoryError {
     },
     /// `mtdnn.json` is absent where tasks are needed.
     #[error(
-        "{}: no mtdnn.json, so it is an encoder without task heads; train it on tasks first: \
-         mtdnn-raw train --init {}",
+        "{}: no mtdnn.json, {}",
         path.display(),
-        path.display()
+        match ["best", "last"].map(|name| path.join(name)).iter().find(|model| model.join("mtdnn.json").is_file()) {
+            Some(model) => format!("but the directory of a run holds models; did you mean {}?", model.display()),
+            None => format!(
+                "so it is an encoder without task heads; train it on tasks first: mtdnn-raw train --init {}",
+                path.display()
+            ),
+        }
     )]
     NoTasks {
         /// The directory.

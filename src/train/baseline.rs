@@ -23,7 +23,7 @@ pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
         .iter()
         .map(|metric| match metric {
             Accuracy => metrics::accuracy(&constant, &gold),
-            F1 => metrics::f1(&constant, &gold),
+            F1 => metrics::f1_among(task.outputs(), &constant, &gold),
             Mcc | Pearson | Spearman => 0.0,
             AccuracyAt1 => mean(&|size| 1.0 / size),
             // The mean of 1 / place over all places.
@@ -81,6 +81,16 @@ mod tests {
         let task = task(TaskKind::Classification, &[MetricKind::Accuracy, MetricKind::F1, MetricKind::Mcc]);
         assert_eq!(baseline(&task, &train, &dev), [0.25, 0.4, 0.0]);
         assert_eq!(baseline(&task, &Dataset::new(), &dev), [0.75, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn of_three_classes_f1_is_the_mean_as_the_model_is_measured() {
+        use Label::Class;
+        let dev = set(&[Class(0), Class(0), Class(1), Class(2)], 1);
+        let mut task = task(TaskKind::Classification, &[MetricKind::F1]);
+        task.labels = ["a", "b", "c"].map(String::from).to_vec();
+        // Two thirds for the majority, nothing for the others.
+        assert!((baseline(&task, &Dataset::new(), &dev)[0] - 2.0 / 9.0).abs() < 1e-15);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum TrainError {
     /// Training has diverged.
     #[error(
         "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing of it is saved; \
-         the last checkpoint is intact. Try a lower learning rate"
+         a checkpoint of before is intact. Try a lower learning rate, with another --output"
     )]
     NotFinite {
         /// Loss, gradient norm or answer.

@@ -115,8 +115,7 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
     let predicted: Vec<u32> = logits.chunks_exact(outputs).map(argmax).collect();
     let metric = |kind: MetricKind| match kind {
         MetricKind::Accuracy => metrics::accuracy(&predicted, &classes),
-        MetricKind::F1 if outputs > 2 => metrics::macro_f1(&predicted, &classes),
-        MetricKind::F1 => metrics::f1(&predicted, &classes),
+        MetricKind::F1 => metrics::f1_among(outputs, &predicted, &classes),
         MetricKind::Mcc => metrics::mcc(&predicted, &classes),
         MetricKind::Pearson => metrics::pearson(logits, &scores),
         MetricKind::Spearman => metrics::spearman(logits, &scores),

@@ -35,7 +35,19 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
             bail!("task {:?} is named twice; give each [[task]] a name of its own", spec.name);
         }
         if spec.head.is_none() && spec.files_of(Split::Train).next().is_none() {
-            bail!("task {:?}: there is no file to train on; name train, or leave the task out", spec.name);
+            match &entry.data {
+                Some(folder) => bail!(
+                    "task {:?}: there is no file to train on in {}; put it there, or leave the task out",
+                    spec.name,
+                    folder.display()
+                ),
+                None => {
+                    bail!(
+                        "task {:?}: there is no file to train on; name train, or leave the task out",
+                        spec.name
+                    )
+                }
+            }
         }
         tasks.push(spec);
     }

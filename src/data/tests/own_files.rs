@@ -77,6 +77,9 @@ fn csv_keeps_commas_quotes_and_line_ends_inside_quotes() {
     let text = "mood,text\r\nsad,\"a, \"\"b\"\"\r\nc\"\r\nglad,plain \"quotes\" inside\n";
     let texts = read(BY_NAME, "csv", text).unwrap();
     assert_eq!(texts, [single("a, \"b\"\nc", 1), single("plain \"quotes\" inside", 0)]);
+    // A quote within a field is a character like any other, be it alone.
+    let inches = read(BY_NAME, "csv", "mood,text\nsad,5\" pipe\nglad,6\" pipe\n").unwrap();
+    assert_eq!(inches, [single("5\" pipe", 1), single("6\" pipe", 0)]);
     let message = error(BY_NAME, "csv", "mood,text\nsad,a\nglad,\"b\nsad,c\n");
     assert!(message.contains("train.csv:3: a quote opens here and is never closed"), "{message}");
 }
