@@ -6,7 +6,8 @@
 #   gpu.sh run DIR [RESULTS]     where the GPU is: runs the programs of DIR, a copy of target/gpu, and leaves logs and
 #                                summary.md in RESULTS (gpu-results)
 #
-# TORCH_BASELINES=FOLDER names the folder of torch_gpu.py and torch_gpu_best.py, PYTHON the Python that has torch
+# TORCH_BASELINES=FOLDER names the folder of torch_gpu.py and torch_gpu_best.py (the build step takes them along, and
+# then the run step needs no name), PYTHON the Python that has torch
 # (python3). A part that fails stops no other, and is told by the exit code: 1 where a part failed, 0 where at most
 # advice did.
 set -euo pipefail
@@ -37,6 +38,10 @@ build() {
     path=$(executable benches/gpu.rs "$said")
     cp "$path" "$programs/gpu-bench"
     cp benches/gpu.sh "$programs/gpu.sh"
+    if [[ -n ${TORCH_BASELINES:-} ]]; then
+        mkdir -p "$programs/torch"
+        cp "$TORCH_BASELINES"/torch_gpu.py "$TORCH_BASELINES"/torch_gpu_best.py "$programs/torch/"
+    fi
     rm -f "$said"
     if [[ $("$programs/mtdnn-raw" kernels list || true) != *"in the program"* ]]; then
         echo "warning: no kernels are embedded, so the machine with the GPU needs NVRTC, and MTDNN_CUDA to name" \
@@ -75,12 +80,12 @@ skip() {
     printf '| %s | - | - | skipped: %s |\n' "$1" "$2" | tee -a "$results/parts.md"
 }
 
-# A part that checks the kernels by a tool of compute-sanitizer. The loops of whole models take minutes under it; the
-# operations one by one, and steps with graphs, reach every kernel.
+# A part that checks the kernels by a tool of compute-sanitizer: the list of operations in odd sizes, those of a model
+# one by one, and steps with graphs. The other tests take minutes under it.
 sanitize() {
     local kind=$1 tool=$2 limit=$3
     part "$kind" "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 \
-        "$programs/gpu-test" --test-threads 1 every_operation_agrees whole_steps_agree
+        "$programs/gpu-test" --test-threads 1 every_case_agrees every_operation_agrees whole_steps_agree
 }
 
 run() {
@@ -109,27 +114,27 @@ run() {
         sanitizer=/usr/local/cuda/bin/compute-sanitizer
     fi
     python=$(command -v "${PYTHON:-python3}" || true)
-    torch=${TORCH_BASELINES:-}
+    torch=${TORCH_BASELINES:-$programs/torch}
 
-    part required doctor 60 "$programs/mtdnn-raw" doctor
-    part required correctness 120 "$programs/gpu-test" --test-threads 1
-    for precision in f32 bf16; do
-        part required "check-$precision" 30 "$programs/mtdnn-raw" train --check --device cuda --precision "$precision"
-    done
-    part required bench 120 "$programs/gpu-bench"
-    part required train 60 "$programs/mtdnn-raw" train --device cuda --precision bf16 --output "$results/run"
+    part required doctor 30 "$programs/mtdnn-raw" doctor
+    part required correctness 80 "$programs/gpu-test" --test-threads 1
     if [[ -n $sanitizer ]]; then
-        sanitize required memcheck 90
+        sanitize required memcheck 80
     else
         skip memcheck "no compute-sanitizer"
     fi
-    if [[ -z $torch ]]; then
+    for precision in f32 bf16; do
+        part required "check-$precision" 20 "$programs/mtdnn-raw" train --check --device cuda --precision "$precision"
+    done
+    part required bench 90 "$programs/gpu-bench"
+    part required train 40 "$programs/mtdnn-raw" train --device cuda --precision bf16 --output "$results/run"
+    if [[ ! -d $torch ]]; then
         skip torch "TORCH_BASELINES names no folder"
     elif [[ -z $python ]] || ! "$python" -c 'import torch, transformers' >/dev/null 2>&1; then
         skip torch "no Python with torch and transformers"
     else
-        part advice torch-kernels 60 "$python" "$torch/torch_gpu.py" kernels
-        part advice torch-steps 120 "$python" "$torch/torch_gpu_best.py" --sizes minilm6,base
+        part advice torch-kernels 30 "$python" "$torch/torch_gpu.py" kernels
+        part advice torch-steps 80 "$python" "$torch/torch_gpu_best.py" --sizes minilm6,base
     fi
     if [[ -n $sanitizer ]]; then
         sanitize advice racecheck 60

@@ -60,10 +60,13 @@ impl DeviceArgs {
                 "bf16" => Err(Usage("--precision bf16 needs a GPU, and there is none here".into()).into()),
                 _ => Ok(cpu()),
             },
-            Wish::Auto => Ok(cuda::backend(0, &self.precision).unwrap_or_else(|error| {
+            Wish::Auto => Ok(cuda::backend(0, &self.precision).or_else(|error| {
+                if self.precision == "bf16" {
+                    return Err(error);
+                }
                 eprintln!("warning: the GPU is not used: {error}; going on with the CPU (mtdnn-raw doctor says more)");
-                cpu()
-            })),
+                Ok(cpu())
+            })?),
         }
     }
 

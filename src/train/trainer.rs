@@ -351,6 +351,7 @@ impl<'a> Trainer<'a> {
         let Queued { step, epoch, task, tokens, examples, loss, update } = queued;
         let loss = self.backend.number(loss)?;
         if !loss.is_finite() {
+            self.take_back(&update);
             return Err(self.not_finite("loss", task, step, loss));
         }
         let update = match update {
@@ -358,12 +359,20 @@ impl<'a> Trainer<'a> {
             Some((number, norm, learning_rate)) => {
                 let gradient_norm = self.backend.number(norm)?;
                 if !gradient_norm.is_finite() {
+                    self.take_back(&update);
                     return Err(self.not_finite("gradient norm", task, step, gradient_norm));
                 }
                 Some(UpdateReport { number, gradient_norm, learning_rate })
             }
         };
         Ok(StepReport { step, epoch, task, loss, tokens, examples, update })
+    }
+
+    /// Counts an update, and those queued after it, as not made: from a gradient that is not finite none is.
+    fn take_back(&mut self, update: &Option<(u64, Ticket, f32)>) {
+        if let Some((number, ..)) = update {
+            self.progress.updates = number - 1;
+        }
     }
 
     /// Gives the next batch of the epoch to the backend.

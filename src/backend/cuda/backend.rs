@@ -1,8 +1,9 @@
 //! [`CudaBackend`]: programs as captured graphs over one slab of device memory.
 //!
-//! A program is lowered and captured once for each size of batch, rounded up; all that changes from step to step lies in
+//! A program is lowered and captured once for each size of batch, rounded up, when that size is met first, and room for
+//! its kernels is made when the program is; all that changes from step to step lies in
 //! device memory: the batch, its size, the seed, the groups of an update. A step is then a few small copies from pinned
-//! memory and two replays, nothing is allocated, and the host waits for nothing but room in the staging memory.
+//! memory and two replays, nothing more is allocated, and the host waits for nothing but room in the staging memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -189,12 +190,35 @@ impl CudaBackend {
         Ok(make(self.scratch.start, processors).list)
     }
 
+    /// Makes room for a program's kernels at any size of batch, when it is met first: what they need does not always
+    /// grow with the batch.
+    fn make_room_for_any_batch(&mut self, program: &Program, batch: Extents) -> Result<(), BackendError> {
+        let capacity = *program.capacity();
+        let Extents { sequences, groups, .. } = capacity;
+        let few = |count: usize, own: usize| count.next_multiple_of(FEW).max(own);
+        let mut bytes = 0;
+        for tokens in (LINE..=capacity.tokens.next_multiple_of(LINE)).step_by(LINE) {
+            let extents = Extents {
+                tokens,
+                sequences: few(sequences, batch.sequences),
+                groups: few(groups, batch.groups),
+            };
+            let nowhere = |_: Var| ALIGNMENT as Address;
+            let mut launches = Launches::new(0, extents, 0);
+            launches.processors = self.device.processors();
+            lower(program, &Places { value: &nowhere, copy: &nowhere }, &mut launches);
+            bytes = bytes.max(launches.scratch_bytes());
+        }
+        self.make_room(bytes)
+    }
+
     /// Makes the scratch memory at least so large; what was captured with a smaller one is forgotten.
     fn make_room(&mut self, bytes: usize) -> Result<(), BackendError> {
         if bytes > self.scratch.bytes {
             self.device.synchronize()?;
             self.programs.clear();
             self.updates.clear();
+            self.scratch = self.device.allocate(0)?; // Before there are two.
             self.scratch = self.device.allocate(bytes)?;
         }
         Ok(())
@@ -363,6 +387,9 @@ impl Backend for CudaBackend {
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {
+            if !self.programs.keys().any(|(number, _)| *number == program.number()) {
+                self.make_room_for_any_batch(program, rounded)?;
+            }
             let launches =
                 self.lowered(rounded, &|places, launches| lower(program, places, launches), program)?;
             let work = self.prepare(launches)?;
