@@ -141,12 +141,11 @@ fn whole_steps_agree_with_the_cpu() {
 #[test]
 fn one_program_takes_batches_of_any_size() {
     let Some(gpu) = Gpu::take() else { return };
-    for precision in PRECISIONS {
-        for task in 0..3 {
-            let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
-            let parts = parts(&fixture);
-            fixture.assert_steps_agree(&mut gpu.backend(precision), &parts.iter().collect::<Vec<_>>());
-        }
+    // In f32: the loss of a single example in bf16 is too rough to tell a wrong size by.
+    for task in 0..3 {
+        let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
+        let parts = parts(&fixture);
+        fixture.assert_steps_agree(&mut gpu.backend(Precision::F32), &parts.iter().collect::<Vec<_>>());
     }
 }
 

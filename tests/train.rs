@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
-use mtdnn_raw::data::{TaskKind, TaskSpec};
+use mtdnn_raw::data::{Label, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, Model};
 use mtdnn_raw::tensor::Space;
 use mtdnn_raw::train::checkpoint::{self, State};
@@ -595,6 +595,26 @@ fn divergence_ends_training_and_spoils_nothing() {
     assert!(error.to_string().contains(task.as_str()) && error.to_string().contains("lower learning rate"));
     assert!(bits(&buffer(&mut trainer, Space::Parameters)) == bits(&before), "the error changed parameters");
     assert_eq!(trainer.progress().updates, u64::from(steps));
+}
+
+/// The square of a large error overflows where its gradient does not.
+#[test]
+fn a_loss_that_is_not_finite_is_not_trained_on() {
+    let mut setup = Setup::small_without_dropout();
+    setup.data[1].train.labels.iter_mut().for_each(|label| *label = Label::Score(1e25));
+    let mut backend = CpuBackend::new();
+    let mut trainer = setup.trainer(&config(), SEED, &mut backend);
+    let mut before = setup.start(SEED);
+    let error = (0..20).find_map(|_| {
+        let error = trainer.step().err();
+        if error.is_none() {
+            before = buffer(&mut trainer, Space::Parameters);
+        }
+        error
+    });
+    let Some(TrainError::NotFinite { what, ref task, .. }) = error else { panic!("{error:?}") };
+    assert_eq!((what, task.as_str()), ("loss", "scores"));
+    assert!(bits(&buffer(&mut trainer, Space::Parameters)) == bits(&before), "the error changed parameters");
 }
 
 #[test]

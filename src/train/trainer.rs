@@ -390,6 +390,13 @@ impl<'a> Trainer<'a> {
         let scalars = StepScalars { extents, seed: self.seed, step: self.progress.step };
         self.backend.run(&recorded.program, &scalars)?;
         let loss = self.backend.keep(recorded.program.span(recorded.outputs[0], &extents))?;
+        if self.backend.steps_ahead() == 0 {
+            // It is known already, and finite gradients may belong to a loss that is not.
+            let value = self.backend.number(loss)?;
+            if !value.is_finite() {
+                return Err(self.not_finite("loss", task, self.progress.step, value));
+            }
+        }
         self.window.push(task);
         let epoch_ends = self.progress.batch + 1 == self.epoch.len();
         let update = match self.window.len() == self.config.accumulation as usize || epoch_ends {

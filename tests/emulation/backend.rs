@@ -60,16 +60,8 @@ impl EmulatedBackend {
     }
 
     fn run_lowered(&mut self, program: &Program, step: &StepScalars, lower: &dyn Fn(&Places, &mut Launches)) {
-        let StepScalars { extents, seed, step } = *step;
-        let twin = Step {
-            tokens: extents.tokens as u32,
-            sequences: extents.sequences as u32,
-            groups: extents.groups as u32,
-            step,
-            seed: [seed as u32, (seed >> 32) as u32],
-            unused: [0; 2],
-        };
-        self.memory.write(self.step, &[twin]);
+        let extents = step.extents;
+        self.memory.write(self.step, &[Step::new(step)]);
         if self.precision == Precision::Bf16 {
             self.launch(extents, &|this, launches| {
                 let count = this.sizes.parameters as u32;

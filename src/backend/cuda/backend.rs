@@ -226,16 +226,8 @@ impl CudaBackend {
 
     /// Sends what a step's kernels read beside the batch.
     fn begin(&mut self, step: &StepScalars) -> Result<(), BackendError> {
-        let StepScalars { extents, seed, step } = *step;
-        let twin = Step {
-            tokens: extents.tokens as u32,
-            sequences: extents.sequences as u32,
-            groups: extents.groups as u32,
-            step,
-            seed: [seed as u32, (seed >> 32) as u32],
-            unused: [0; 2],
-        };
-        self.staging.send(&self.device, self.layout.step, bytemuck::bytes_of(&twin))?;
+        let extents = step.extents;
+        self.staging.send(&self.device, self.layout.step, bytemuck::bytes_of(&Step::new(step)))?;
         if self.copy_is_old && self.precision == Precision::Bf16 {
             let mut launches = Launches::new(self.layout.step, extents, 0);
             let count = self.sizes.parameters as u32;

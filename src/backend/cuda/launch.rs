@@ -6,6 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::backend::StepScalars;
 use crate::tensor::{DType, Dropout, Extents, Rows};
 
 /// One launch of a kernel.
@@ -56,6 +57,21 @@ pub struct Step {
     pub seed: [u32; 2],
     /// Fills the struct up to 32 bytes.
     pub unused: [u32; 2],
+}
+
+impl Step {
+    /// The twin of a step's scalars.
+    pub fn new(scalars: &StepScalars) -> Self {
+        let StepScalars { extents, seed, step } = *scalars;
+        Self {
+            tokens: extents.tokens as u32,
+            sequences: extents.sequences as u32,
+            groups: extents.groups as u32,
+            step,
+            seed: [seed as u32, (seed >> 32) as u32],
+            unused: [0; 2],
+        }
+    }
 }
 
 /// A number of rows that a kernel looks up: the twin of `Rows` in `kernels/prelude.cuh`.
