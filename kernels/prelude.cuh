@@ -146,16 +146,17 @@ struct Step {
     u32 tokens;
     u32 sequences;
     u32 groups;
+    u32 predictions;
     /// The number of the step, part of every draw's counter.
     u32 step;
     /// The run's seed, the key of every draw.
     u32 seed[2];
-    u32 unused[2];
+    u32 unused;
 };
 
 /// The number of rows of an operand: `fixed`, or one of the batch's extents.
 struct Rows {
-    /// 0 fixed, 1 tokens, 2 sequences, 3 groups.
+    /// 0 fixed, 1 tokens, 2 sequences, 3 groups, 4 predictions.
     u32 kind;
     u32 fixed;
 };
@@ -165,6 +166,7 @@ DEVICE u32 row_count(const Step* step, Rows rows) {
         case 1: return step->tokens;
         case 2: return step->sequences;
         case 3: return step->groups;
+        case 4: return step->predictions;
         default: return rows.fixed;
     }
 }

@@ -29,8 +29,8 @@
 //! let y = tape.linear(x, weight, bias, Activation::Identity);
 //! let loss = tape.squared_error(y, targets);
 //!
-//! let extents = Extents { tokens: 0, sequences: 3, groups: 3 };
-//! let program = Program::training(tape, loss, 1.0, false, extents);
+//! let extents = Extents { tokens: 0, sequences: 3, groups: 3, predictions: 0 };
+//! let program = Program::training(tape, &[loss], 1.0, false, extents);
 //! println!("{program}"); // every step, its shapes, bytes and place
 //!
 //! let mut backend = CpuBackend::new();

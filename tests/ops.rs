@@ -26,8 +26,8 @@ fn gradients_equal_central_differences() {
             let loss = build(&mut case);
             let Case { tape, parameters, floats, indices, extents, .. } = case;
             // Room for more than the batch: what lies beyond the batch must not matter.
-            let capacity = Extents { tokens: 20, sequences: 5, groups: 4 };
-            let program = Program::training(tape, loss, scale, false, capacity);
+            let capacity = Extents { tokens: 20, sequences: 5, groups: 4, predictions: 6 };
+            let program = Program::training(tape, &[loss], scale, false, capacity);
             check(name, &program, loss, scale, &parameters, &floats, &indices, extents);
         }
     }
@@ -183,7 +183,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
                     ..batch.clone()
                 },
             };
-            let capacity = Extents { tokens: 32, sequences: 4, groups: 4 };
+            let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 0 };
             let recorded = model.training(number, capacity, 1.0, false);
             let index = recorded.index();
             let answers = recorded.answers().expect("a training program has answers");
@@ -213,7 +213,7 @@ fn no_operation_goes_unchecked() {
     for (_, build) in cases() {
         let mut case = Case::new();
         let loss = build(&mut case);
-        let program = Program::training(case.tape, loss, 1.0, false, case.extents);
+        let program = Program::training(case.tape, &[loss], 1.0, false, case.extents);
         met.extend(program.ops().iter().map(|op| op.name()));
     }
     // A new operation fails to compile in `common::forward`, whose match has no wildcard, and belongs here too.
@@ -225,6 +225,7 @@ fn no_operation_goes_unchecked() {
         "dropout",
         "gather",
         "cross_entropy",
+        "vocabulary_loss",
         "squared_error",
         "ranking",
         "fill",
@@ -237,6 +238,7 @@ fn no_operation_goes_unchecked() {
         "add_norm_grad",
         "gather_grad",
         "cross_entropy_grad",
+        "vocabulary_loss_grad",
         "squared_error_grad",
         "ranking_grad",
     ];

@@ -112,7 +112,7 @@ fn write(
     let extents_of = |lines: &std::ops::Range<usize>| {
         let tokens = (dataset.offsets[lines.end] - dataset.offsets[lines.start]) as usize;
         let tokens = packing.most_rows(tokens, lines.len(), dataset.longest());
-        Extents { tokens, sequences: lines.len(), groups: lines.len() }
+        Extents { tokens, sequences: lines.len(), groups: lines.len(), predictions: 0 }
     };
     let capacity = batches.iter().map(extents_of).fold(Extents::default(), |a, b| a.max(&b));
     let recorded = loaded.model.encoding(false, capacity);

@@ -58,7 +58,7 @@ impl Bert {
     pub fn encode_first(&self, tape: &mut Tape, index: TokenIndex) -> Var {
         let mut x = self.embed(tape, index);
         let Some((last, layers)) = self.layers.split_last() else {
-            return tape.gather_first(x, index.starts);
+            return tape.gather(x, index.starts);
         };
         for layer in layers {
             x = layer.record(tape, x, index, &self.config);
@@ -200,8 +200,8 @@ impl Layer {
     /// As [`Layer::record`], for each sequence's first token alone: `[tokens, hidden]` to `[sequences, hidden]`.
     fn record_first(&self, tape: &mut Tape, x: Var, index: TokenIndex, config: &BertConfig) -> Var {
         let context = self.attend(tape, x, index, config);
-        let context = tape.gather_first(context, index.starts);
-        let x = tape.gather_first(x, index.starts);
+        let context = tape.gather(context, index.starts);
+        let x = tape.gather(x, index.starts);
         self.transform(tape, context, x, index.first_places, config)
     }
 

@@ -99,7 +99,7 @@ impl Model {
         let pooled = self.bert.pool(&mut tape, first);
         let logits = self.head(task).logits(&mut tape, pooled);
         let loss = self.head(task).loss(&mut tape, logits, &answers);
-        let program = Program::training(tape, loss, scale, accumulate, capacity);
+        let program = Program::training(tape, &[loss], scale, accumulate, capacity);
         Recorded {
             program,
             outputs: vec![loss],
@@ -129,7 +129,7 @@ impl Model {
         if !all_layers {
             hidden_states.drain(..hidden_states.len() - 1);
         }
-        let first = tape.gather_first(hidden_states[hidden_states.len() - 1], index.starts);
+        let first = tape.gather(hidden_states[hidden_states.len() - 1], index.starts);
         let pooled = self.bert.pool(&mut tape, first);
         let mut outputs = hidden_states.clone();
         outputs.push(pooled);
@@ -188,7 +188,8 @@ impl Recorded {
 
 /// The extents of a batch.
 pub fn extents(batch: &Batch) -> Extents {
-    Extents { tokens: batch.tokens(), sequences: batch.sequences(), groups: batch.examples() }
+    let (tokens, sequences, groups) = (batch.tokens(), batch.sequences(), batch.examples());
+    Extents { tokens, sequences, groups, predictions: 0 }
 }
 
 fn token_index(tape: &mut Tape) -> TokenIndex {

@@ -4,20 +4,23 @@
 //! first use and added to by later ones, so no buffer is ever cleared.
 
 use super::op::{Activation, Op, Sink, Var};
+use super::precision::Precision;
 use super::shape::DType;
 use super::tape::{Mode, Origin, Tape};
 
-/// Appends the backward pass of `loss` (`[1, 1]`), scaled by `scale`, to the tape.
+/// Appends the backward pass of the sum of `losses` (each `[1, 1]`), scaled by `scale`, to the tape.
 ///
 /// Parameter gradients land in the flat gradient buffer at their parameter's offset; with `accumulate`
-/// they add to what is there. A parameter that `loss` does not reach gets no gradient and no step.
-pub(super) fn differentiate(tape: &mut Tape, loss: Var, scale: f32, accumulate: bool) {
+/// they add to what is there. A parameter that no loss reaches gets no gradient and no step.
+pub(super) fn differentiate(tape: &mut Tape, losses: &[Var], scale: f32, accumulate: bool) {
     assert_eq!(tape.mode, Mode::Training, "a tape recorded for inference has no backward pass");
-    assert_eq!(tape.shape(loss).cols, 1, "the loss is {}, not [1, 1]", tape.shape(loss));
     let recorded = tape.ops.clone();
     let mut gradients = Gradients { of: vec![None; tape.values.len()], accumulate };
-    let d_loss = gradients.store(tape, loss);
-    tape.ops.push(Op::Fill { out: d_loss, value: scale });
+    for &loss in losses {
+        assert_eq!(tape.shape(loss).cols, 1, "the loss is {}, not [1, 1]", tape.shape(loss));
+        let d_loss = gradients.store(tape, loss);
+        tape.ops.push(Op::Fill { out: d_loss, value: scale });
+    }
     for op in recorded.iter().rev() {
         backward(tape, &mut gradients, op);
     }
@@ -151,6 +154,28 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
                 tape.ops.push(Op::CrossEntropyGrad { logits, labels, d_loss, d_logits });
             });
         }
+        Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy: _ } => {
+            let Some(d_loss) = gradients.get(loss) else { return };
+            let block = tape.shape(logits);
+            let logits = tape.computed("logits", block);
+            let d_logits = (tape.precision == Precision::Bf16).then(|| tape.computed("d_logits", block));
+            let d_x = gradients.sink(tape, x);
+            let d_weight = gradients.sink(tape, weight);
+            let d_bias = gradients.sink(tape, bias);
+            tape.ops.push(Op::VocabularyLossGrad {
+                x,
+                weight,
+                bias,
+                labels,
+                softmax,
+                d_loss,
+                logits,
+                d_logits,
+                d_x,
+                d_weight,
+                d_bias,
+            });
+        }
         Op::SquaredError { predictions, targets, loss } => {
             let Some(d_loss) = gradients.get(loss) else { return };
             gradients.store_then_add(tape, predictions, |tape, d_predictions| {
@@ -173,6 +198,7 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         | Op::AddNormGrad { .. }
         | Op::GatherGrad { .. }
         | Op::CrossEntropyGrad { .. }
+        | Op::VocabularyLossGrad { .. }
         | Op::SquaredErrorGrad { .. }
         | Op::RankingGrad { .. } => panic!("{} is a backward step and has no backward of its own", op.name()),
     }
@@ -235,7 +261,7 @@ mod tests {
         let z = tape.add_norm(y, Some(x), gamma, beta, 1e-12, OFF, index.places);
         let loss = loss(&mut tape, z);
         let from = tape.ops.len();
-        differentiate(&mut tape, loss, 0.5, false);
+        differentiate(&mut tape, &[loss], 0.5, false);
         assert_eq!(
             steps(&tape, from),
             [
@@ -259,7 +285,7 @@ mod tests {
         let (x, _) = tokens(&mut tape);
         let loss = loss(&mut tape, x);
         let from = tape.ops.len();
-        differentiate(&mut tape, loss, 1.0, true);
+        differentiate(&mut tape, &[loss], 1.0, true);
         assert_eq!(
             steps(&tape, from),
             [
@@ -278,8 +304,8 @@ mod tests {
         let (x, _) = tokens(&mut tape);
         linear(&mut tape, x, 2000, 3); // Another task's head.
         let loss = loss(&mut tape, x);
-        let program =
-            Program::training(tape, loss, 1.0, false, Extents { tokens: 5, sequences: 2, groups: 2 });
+        let extents = Extents { tokens: 5, sequences: 2, groups: 2, predictions: 0 };
+        let program = Program::training(tape, &[loss], 1.0, false, extents);
         assert_eq!(program.gradient_ranges(), [0..36, 36..60, 60..68, 1000..1004, 1004..1005]);
         let products = program.ops().iter().filter(|op| op.name() == "linear_weight_grad");
         assert_eq!(products.count(), 1);
@@ -291,6 +317,6 @@ mod tests {
         let mut tape = Tape::new(Mode::Inference);
         let (x, _) = tokens(&mut tape);
         let loss = loss(&mut tape, x);
-        differentiate(&mut tape, loss, 1.0, false);
+        differentiate(&mut tape, &[loss], 1.0, false);
     }
 }

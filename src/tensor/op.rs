@@ -185,6 +185,27 @@ pub enum Op {
         /// `[1, 1]`
         loss: Var,
     },
+    /// Mean of `-log softmax(x * weight^T + bias)[label]` over rows (Devlin et al. 2018, masked words).
+    ///
+    /// The classes are a vocabulary: the logits are computed a block of columns at a time and not kept.
+    VocabularyLoss {
+        /// `[rows, inputs]`
+        x: Var,
+        /// `[classes, inputs]`
+        weight: Var,
+        /// `[1, classes]`
+        bias: Var,
+        /// u32 `[rows, 1]`
+        labels: Var,
+        /// The block of logits at hand, `[rows, block]`: worked in, and of no meaning afterwards.
+        logits: Var,
+        /// Of each row: the largest logit, the sum of `exp(logit - largest)`, the label's logit. `[rows, 3]`
+        softmax: Var,
+        /// `[1, 1]`
+        loss: Var,
+        /// The share of rows in which no logit is larger than the label's, `[1, 1]`.
+        accuracy: Var,
+    },
     /// Mean of `(target - prediction)^2` over rows (Liu et al. 2019, eq. 7).
     SquaredError {
         /// `[rows, 1]`
@@ -325,6 +346,31 @@ pub enum Op {
         /// `[rows, classes]`
         d_logits: Var,
     },
+    /// Backward of [`Op::VocabularyLoss`]; the logits are computed again, block by block.
+    VocabularyLossGrad {
+        /// `[rows, inputs]`
+        x: Var,
+        /// `[classes, inputs]`
+        weight: Var,
+        /// `[1, classes]`
+        bias: Var,
+        /// u32 `[rows, 1]`
+        labels: Var,
+        /// `[rows, 3]`, from the forward pass.
+        softmax: Var,
+        /// `[1, 1]`
+        d_loss: Var,
+        /// The block of logits at hand, `[rows, block]`.
+        logits: Var,
+        /// Its gradient where products read bf16, `[rows, block]`; without it the block becomes its own gradient.
+        d_logits: Option<Var>,
+        /// `[rows, inputs]`
+        d_x: Sink,
+        /// `[classes, inputs]`
+        d_weight: Sink,
+        /// `[1, classes]`
+        d_bias: Sink,
+    },
     /// Backward of [`Op::SquaredError`].
     SquaredErrorGrad {
         /// `[rows, 1]`
@@ -375,6 +421,7 @@ impl Op {
             Op::Drop { .. } => "dropout",
             Op::Gather { .. } => "gather",
             Op::CrossEntropy { .. } => "cross_entropy",
+            Op::VocabularyLoss { .. } => "vocabulary_loss",
             Op::SquaredError { .. } => "squared_error",
             Op::Ranking { .. } => "ranking",
             Op::Fill { .. } => "fill",
@@ -387,6 +434,7 @@ impl Op {
             Op::AddNormGrad { .. } => "add_norm_grad",
             Op::GatherGrad { .. } => "gather_grad",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
+            Op::VocabularyLossGrad { .. } => "vocabulary_loss_grad",
             Op::SquaredErrorGrad { .. } => "squared_error_grad",
             Op::RankingGrad { .. } => "ranking_grad",
         }
@@ -447,6 +495,11 @@ impl Op {
             Op::CrossEntropy { logits, labels, loss } => {
                 vec![(Read, *logits), (Read, *labels), (Write, *loss)]
             }
+            Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy } => {
+                let mut list = [*x, *weight, *bias, *labels].map(|var| (Read, var)).to_vec();
+                list.extend([*logits, *softmax, *loss, *accuracy].map(|var| (Write, var)));
+                list
+            }
             Op::SquaredError { predictions, targets, loss } => {
                 vec![(Read, *predictions), (Read, *targets), (Write, *loss)]
             }
@@ -496,6 +549,27 @@ impl Op {
             Op::GatherGrad { d_out, rows, d_x } => vec![(Read, *d_out), (Read, *rows), sink(d_x)],
             Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
                 vec![(Read, *logits), (Read, *labels), (Read, *d_loss), (Write, *d_logits)]
+            }
+            Op::VocabularyLossGrad {
+                x,
+                weight,
+                bias,
+                labels,
+                softmax,
+                d_loss,
+                logits,
+                d_logits,
+                d_x,
+                d_weight,
+                d_bias,
+            } => {
+                let reads = [*x, *weight, *bias, *labels, *softmax, *d_loss];
+                let mut list = reads.map(|var| (Read, var)).to_vec();
+                list.push((Write, *logits));
+                // Products read it again: that is why it may be narrow.
+                list.extend(d_logits.iter().flat_map(|var| [(Write, *var), (Read, *var)]));
+                list.extend([sink(d_x), sink(d_weight), sink(d_bias)]);
+                list
             }
             Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
                 vec![(Read, *predictions), (Read, *targets), (Read, *d_loss), (Write, *d_predictions)]

@@ -68,12 +68,18 @@ pub struct Program {
 }
 
 impl Program {
-    /// The forward and backward pass of `loss`, scaled by `scale`, for batches up to `capacity`.
+    /// The forward and backward pass of the sum of `losses`, scaled by `scale`, for batches up to `capacity`.
     ///
     /// Parameter gradients are stored, or with `accumulate` added to the gradient buffer.
-    pub fn training(mut tape: Tape, loss: Var, scale: f32, accumulate: bool, capacity: Extents) -> Program {
-        differentiate(&mut tape, loss, scale, accumulate);
-        Program::plan(tape, &[loss], capacity)
+    pub fn training(
+        mut tape: Tape,
+        losses: &[Var],
+        scale: f32,
+        accumulate: bool,
+        capacity: Extents,
+    ) -> Program {
+        differentiate(&mut tape, losses, scale, accumulate);
+        Program::plan(tape, losses, capacity)
     }
 
     /// The forward pass alone; `outputs` keep their places to the end.
@@ -206,13 +212,13 @@ impl Program {
 /// Two programs that print the same compute the same, so the print is what a refactoring is checked by.
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Extents { tokens, sequences, groups } = self.capacity;
-        writeln!(
-            f,
-            "{} steps for at most {tokens} tokens, {sequences} sequences, {groups} groups; arena {} bytes",
-            self.ops.len(),
-            self.arena_len * 4
-        )?;
+        let Extents { tokens, sequences, groups, predictions } = self.capacity;
+        let steps = self.ops.len();
+        write!(f, "{steps} steps for at most {tokens} tokens, {sequences} sequences, {groups} groups")?;
+        if predictions > 0 {
+            write!(f, ", {predictions} predictions")?;
+        }
+        writeln!(f, "; arena {} bytes", self.arena_len * 4)?;
         for (number, op) in self.ops.iter().enumerate() {
             write!(f, "{number:4}  {:<18}", op.name())?;
             let mut separator = "";
@@ -378,8 +384,13 @@ mod tests {
         let bias = tape.parameter("bias", 3, 1, 1);
         let scores = tape.linear(dropped, weight, bias, Activation::Tanh);
         let loss = tape.squared_error(scores, targets);
-        let program =
-            Program::training(tape, loss, 1.0, true, Extents { tokens: 9, sequences: 5, groups: 5 });
+        let program = Program::training(
+            tape,
+            &[loss],
+            1.0,
+            true,
+            Extents { tokens: 9, sequences: 5, groups: 5, predictions: 0 },
+        );
         let expected = "\
 9 steps for at most 9 tokens, 5 sequences, 5 groups; arena 576 bytes
    0  dropout            %3 = dropped [sequences, 3] 60 bytes at arena+64  <- %1:x %0:keys

@@ -40,9 +40,11 @@ fn exact(op: &Op) -> Vec<Var> {
         Op::Attention { log_sum_exp, .. } => vec![log_sum_exp],
         Op::AddNorm { inverse_std, .. } => vec![inverse_std],
         Op::CrossEntropy { logits, loss, .. } => vec![logits, loss],
+        Op::VocabularyLoss { logits, softmax, loss, accuracy, .. } => vec![logits, softmax, loss, accuracy],
         Op::SquaredError { predictions, loss, .. } => vec![predictions, loss],
         Op::Ranking { scores, loss, .. } => vec![scores, loss],
         Op::CrossEntropyGrad { d_loss, d_logits, .. } => vec![d_loss, d_logits],
+        Op::VocabularyLossGrad { d_loss, logits, .. } => vec![d_loss, logits],
         Op::SquaredErrorGrad { d_loss, d_predictions, .. } => vec![d_loss, d_predictions],
         Op::RankingGrad { d_loss, d_scores, .. } => vec![d_loss, d_scores],
         Op::Embedding { .. }
@@ -81,8 +83,8 @@ mod tests {
         let offset = tape.parameter("offset", 24, 1, 1);
         let scores = tape.linear(hidden, head, offset, Activation::Identity);
         let loss = tape.squared_error(scores, targets);
-        let extents = Extents { tokens: 1, sequences: 3, groups: 3 };
-        let program = Program::training(tape, loss, 1.0, false, extents);
+        let extents = Extents { tokens: 1, sequences: 3, groups: 3, predictions: 0 };
+        let program = Program::training(tape, &[loss], 1.0, false, extents);
         for (var, dtype) in [
             (x, DType::F32),
             (dropped, DType::Bf16),

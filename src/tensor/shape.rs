@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How many rows of tokens, sequences and groups a batch holds, or a program has room for.
+/// How many rows of tokens, sequences, groups and predictions a batch holds, or a program has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extents {
     /// Rows of packed tokens, special ones included, and dead ones where a backend aligns sequences.
@@ -11,6 +11,8 @@ pub struct Extents {
     pub sequences: usize,
     /// Groups: one for each example; a ranking example groups the sequences of its candidates.
     pub groups: usize,
+    /// Masked tokens whose words are to be predicted.
+    pub predictions: usize,
 }
 
 impl Extents {
@@ -19,6 +21,7 @@ impl Extents {
         self.tokens <= capacity.tokens
             && self.sequences <= capacity.sequences
             && self.groups <= capacity.groups
+            && self.predictions <= capacity.predictions
     }
 
     /// The larger of each extent.
@@ -27,6 +30,7 @@ impl Extents {
             tokens: self.tokens.max(other.tokens),
             sequences: self.sequences.max(other.sequences),
             groups: self.groups.max(other.groups),
+            predictions: self.predictions.max(other.predictions),
         }
     }
 }
@@ -47,6 +51,8 @@ pub enum Rows {
     Groups,
     /// One a group and one more: the first sequence of each group, and the end of the last.
     GroupStarts,
+    /// One a masked token.
+    Predictions,
 }
 
 impl Rows {
@@ -58,6 +64,7 @@ impl Rows {
             Rows::Sequences => extents.sequences,
             Rows::Groups => extents.groups,
             Rows::GroupStarts => extents.groups + 1,
+            Rows::Predictions => extents.predictions,
         }
     }
 }
@@ -70,6 +77,7 @@ impl fmt::Display for Rows {
             Rows::Sequences => f.write_str("sequences"),
             Rows::Groups => f.write_str("groups"),
             Rows::GroupStarts => f.write_str("groups+1"),
+            Rows::Predictions => f.write_str("predictions"),
         }
     }
 }

@@ -79,9 +79,16 @@ impl Tape {
         self.push(name.to_string(), Shape::new(rows, cols), dtype, Origin::Input)
     }
 
-    /// The matrix that lies in the flat parameter buffer from element `offset` on.
+    /// The matrix that lies in the flat parameter buffer from element `offset` on: the same value each time that it is
+    /// asked for, so that all its uses add to one gradient.
     pub fn parameter(&mut self, name: &str, offset: usize, rows: usize, cols: usize) -> Var {
         let shape = Shape::new(Rows::Fixed(rows), cols);
+        let same = |value: &Value| value.origin == Origin::Parameter(offset);
+        if let Some(index) = self.values.iter().position(same) {
+            let before = &self.values[index];
+            assert_eq!(before.shape, shape, "{name} and {} lie at {offset}", before.name);
+            return Var(index as u32);
+        }
         self.push(name.to_string(), shape, DType::F32, Origin::Parameter(offset))
     }
 
@@ -192,13 +199,14 @@ impl Tape {
         out
     }
 
-    /// [`Op::Gather`] of each sequence's first token: `[tokens, cols]` to `[sequences, cols]`.
-    pub fn gather_first(&mut self, x: Var, starts: Var) -> Var {
+    /// [`Op::Gather`] of some token rows, such as each sequence's first: `[tokens, cols]` to as many rows as `rows` has.
+    pub fn gather(&mut self, x: Var, rows: Var) -> Var {
         let shape = self.shape(x);
-        assert_eq!(shape.rows, Rows::Tokens, "gather_first: {shape} has no token rows");
-        self.expect(starts, DType::U32, Shape::new(Rows::Sequences, 1));
-        let out = self.computed("gathered", Shape::new(Rows::Sequences, shape.cols));
-        self.ops.push(Op::Gather { x, rows: starts, out });
+        assert_eq!(shape.rows, Rows::Tokens, "gather: {shape} has no token rows");
+        let count = self.shape(rows).rows;
+        self.expect(rows, DType::U32, Shape::new(count, 1));
+        let out = self.computed("gathered", Shape::new(count, shape.cols));
+        self.ops.push(Op::Gather { x, rows, out });
         out
     }
 
@@ -208,6 +216,24 @@ impl Tape {
         let loss = self.scalar("loss");
         self.ops.push(Op::CrossEntropy { logits, labels, loss });
         loss
+    }
+
+    /// [`Op::VocabularyLoss`]: the mean loss and the accuracy, both `[1, 1]`. At most `block` columns of logits exist at
+    /// a time.
+    pub fn vocabulary_loss(&mut self, x: Var, weight: Var, bias: Var, labels: Var, block: usize) -> [Var; 2] {
+        let (input, map) = (self.shape(x), self.shape(weight));
+        assert_eq!(input.cols, map.cols, "vocabulary loss: input {input} does not fit weight {map}");
+        let Rows::Fixed(classes) = map.rows else {
+            panic!("vocabulary loss: weight {map} is not a parameter")
+        };
+        self.expect(bias, DType::F32, Shape::new(Rows::Fixed(1), classes));
+        self.expect(labels, DType::U32, Shape::new(input.rows, 1));
+        assert!(block > 0, "vocabulary loss: a block of no columns");
+        let logits = self.computed("logits", Shape::new(input.rows, block.min(classes)));
+        let softmax = self.computed("softmax", Shape::new(input.rows, 3));
+        let (loss, accuracy) = (self.scalar("loss"), self.scalar("accuracy"));
+        self.ops.push(Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy });
+        [loss, accuracy]
     }
 
     /// [`Op::SquaredError`]: the mean loss, `[1, 1]`.

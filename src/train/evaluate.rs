@@ -86,7 +86,7 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
             let tokens = sum(&|example| dataset.tokens_of(example));
             let sequences = sum(&|example| dataset.sequences_of(example).len());
             let tokens = packing.most_rows(tokens, sequences, dataset.longest());
-            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len() });
+            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len(), predictions: 0 });
         }
     }
     capacity
@@ -95,7 +95,7 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
 /// The room that training on batches of `batch_size` examples of a set needs, in lines of `line` rows.
 pub fn training_capacity(dataset: &Dataset, batch_size: usize, line: usize) -> Extents {
     let Capacity { tokens, sequences, groups } = Capacity::of(dataset, batch_size, line);
-    Extents { tokens, sequences, groups }
+    Extents { tokens, sequences, groups, predictions: 0 }
 }
 
 /// A task's metrics from its logits over a labelled set, `[sequences, outputs]`.

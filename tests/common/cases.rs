@@ -22,9 +22,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Three sequences of 5, 1 and 9 tokens in two groups.
+    /// Three sequences of 5, 1 and 9 tokens in two groups; four tokens are masked.
     pub fn new() -> Self {
-        let extents = Extents { tokens: 15, sequences: 3, groups: 2 };
+        let extents = Extents { tokens: 15, sequences: 3, groups: 2, predictions: 4 };
         Self {
             tape: Tape::new(Mode::Training),
             parameters: Vec::new(),
@@ -161,7 +161,7 @@ fn dropout(case: &mut Case) -> Var {
     let x = case.tokens(index, 17);
     let site = case.tape.dropout_site(0.4);
     let y = case.tape.drop(x, Some(index.places), site);
-    let first = case.tape.gather_first(y, index.starts);
+    let first = case.tape.gather(y, index.starts);
     let site = case.tape.dropout_site(0.2);
     let z = case.tape.drop(first, None, site);
     case.squared(z)
@@ -173,23 +173,39 @@ fn gather(case: &mut Case) -> Var {
     let x = case.tokens(index, 8);
     let y = case.linear(x, 8, Activation::Identity);
     let z = case.norm(y, Some(x), 0.0, index.places);
-    let first = case.tape.gather_first(z, index.starts);
+    let first = case.tape.gather(z, index.starts);
     case.squared(first)
 }
 
 fn cross_entropy(case: &mut Case) -> Var {
     let index = case.index();
     let x = case.tokens(index, 8);
-    let first = case.tape.gather_first(x, index.starts);
+    let first = case.tape.gather(x, index.starts);
     let logits = case.linear(first, 5, Activation::Identity);
     let labels = case.indices("labels", Rows::Sequences, &[4, 0, 2]);
     case.tape.cross_entropy(logits, labels)
 }
 
+/// The loss's weight is the embedding's table, too: both add to one gradient. Blocks of three words, three and one.
+fn vocabulary_loss(case: &mut Case) -> Var {
+    let index = case.index();
+    let word = case.parameter("word", 7, 8);
+    let position = case.parameter("position", 9, 8);
+    let token_type = case.parameter("type", 2, 8);
+    let x = case.tape.embedding(index, word, position, token_type);
+    let rows = case.indices("rows", Rows::Predictions, &[1, 4, 7, 12]);
+    let masked = case.tape.gather(x, rows);
+    let h = case.linear(masked, 8, Activation::Gelu);
+    let bias = case.parameter("bias", 1, 7);
+    let labels = case.indices("words", Rows::Predictions, &[6, 0, 3, 3]);
+    let [loss, _] = case.tape.vocabulary_loss(h, word, bias, labels, 3);
+    loss
+}
+
 fn ranking(case: &mut Case) -> Var {
     let index = case.index();
     let x = case.tokens(index, 8);
-    let first = case.tape.gather_first(x, index.starts);
+    let first = case.tape.gather(x, index.starts);
     let scores = case.linear(first, 1, Activation::Identity);
     let groups = case.indices("groups", Rows::GroupStarts, &[0, 2, 3]);
     let positives = case.indices("positives", Rows::Groups, &[1, 0]);
@@ -214,6 +230,7 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("dropout", Box::new(dropout)),
         ("gather", Box::new(gather)),
         ("cross entropy", Box::new(cross_entropy)),
+        ("vocabulary loss", Box::new(vocabulary_loss)),
         ("ranking", Box::new(ranking)),
     ]
 }
@@ -227,7 +244,7 @@ pub fn assert_cases_agree(backend: &mut dyn Backend) {
         let backends: [&mut dyn Backend; 2] = [&mut cpu, &mut *backend];
         let programs = backends.each_ref().map(|backend| {
             let tape = case.tape.clone().with_precision(backend.precision());
-            Program::training(tape, loss, 1.0, false, case.extents)
+            Program::training(tape, &[loss], 1.0, false, case.extents)
         });
         let mut backends = backends;
         for (backend, program) in backends.iter_mut().zip(&programs) {

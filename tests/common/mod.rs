@@ -187,6 +187,25 @@ impl Run<'_> {
                 let mean = losses.sum::<f64>() / rows as f64;
                 self.values.insert(loss, vec![mean]);
             }
+            Op::VocabularyLoss { x, weight, bias, labels, logits: _, softmax, loss, accuracy } => {
+                let ((rows, inputs), (_, classes)) = (self.shape(x), self.shape(bias));
+                let (x, weight, bias) = (self.get(x), self.get(weight), self.get(bias));
+                let (mut sum, mut right, mut statistics) = (0.0, 0.0, Vec::new());
+                for (x, &label) in x.chunks_exact(inputs).zip(self.indices(labels)) {
+                    let dot = |class: usize| -> f64 {
+                        (0..inputs).map(|k| x[k] * weight[class * inputs + k]).sum()
+                    };
+                    let logits: Vec<f64> = (0..classes).map(|class| bias[class] + dot(class)).collect();
+                    sum += negative_log_softmax(&logits, label as usize);
+                    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let logit = logits[label as usize];
+                    right += f64::from(u8::from(logit >= largest));
+                    statistics.extend([largest, logits.iter().map(|l| (l - largest).exp()).sum(), logit]);
+                }
+                self.values.insert(softmax, statistics);
+                self.values.insert(loss, vec![sum / rows as f64]);
+                self.values.insert(accuracy, vec![right / rows as f64]);
+            }
             Op::SquaredError { predictions, targets, loss } => {
                 let (predictions, targets) = (self.get(predictions), self.get(targets));
                 let sum: f64 = predictions.iter().zip(&targets).map(|(p, t)| (t - p).powi(2)).sum();
@@ -212,6 +231,7 @@ impl Run<'_> {
             | Op::AddNormGrad { .. }
             | Op::GatherGrad { .. }
             | Op::CrossEntropyGrad { .. }
+            | Op::VocabularyLossGrad { .. }
             | Op::SquaredErrorGrad { .. }
             | Op::RankingGrad { .. } => return false,
         }

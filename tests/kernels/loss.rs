@@ -12,7 +12,7 @@ use super::support::{Bench, assert_near, numbers};
 const D_LOSS: f32 = 0.7;
 
 fn of_sequences(sequences: usize) -> Bench {
-    Bench::new(Extents { tokens: 0, sequences, groups: 0 })
+    Bench::new(Extents { tokens: 0, sequences, groups: 0, predictions: 0 })
 }
 
 /// The loss and the gradient of the logits.
@@ -109,7 +109,7 @@ fn ranking_is_the_cpus() {
         let expected = cpu::ranking(&scores, &groups, &positives, gamma);
         let mut gradient = vec![0.0; sequences];
         cpu::ranking_gradient(&scores, &groups, &positives, gamma, D_LOSS, &mut gradient);
-        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups: sizes.len() });
+        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups: sizes.len(), predictions: 0 });
         let candidates = Candidates {
             scores: bench.value("scores", DType::F32, Rows::Sequences, 1, &scores),
             groups: bench.memory.words("groups", &groups),

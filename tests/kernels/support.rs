@@ -21,14 +21,19 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(extents: Extents) -> Self {
-        let Extents { tokens, sequences, groups } = extents;
-        let capacity = Extents { tokens: tokens + 37, sequences: sequences + 5, groups: groups + 3 };
+        let Extents { tokens, sequences, groups, predictions } = extents;
+        let capacity = Extents {
+            tokens: tokens + 37,
+            sequences: sequences + 5,
+            groups: groups + 3,
+            predictions: predictions + 21,
+        };
         Self { memory: Memory::new(), extents, capacity }
     }
 
     /// A batch of so many tokens.
     pub fn of_tokens(tokens: usize) -> Self {
-        Self::new(Extents { tokens, sequences: 0, groups: 0 })
+        Self::new(Extents { tokens, sequences: 0, groups: 0, predictions: 0 })
     }
 
     fn operand(&self, address: Address, dtype: DType, rows: Rows, cols: usize) -> Operand {
@@ -73,10 +78,8 @@ impl Bench {
 
     /// Makes the launches and runs them in every order of threads.
     pub fn run(&mut self, emulation: &Emulation, build: impl Fn(&mut Launches)) {
-        let Extents { tokens, sequences, groups } = self.extents;
-        let [tokens, sequences, groups] = [tokens, sequences, groups].map(|count| count as u32);
-        let seed = [STREAM.seed as u32, (STREAM.seed >> 32) as u32];
-        let step = Step { tokens, sequences, groups, step: STREAM.step, seed, unused: [0; 2] };
+        let Stream { seed, step } = STREAM;
+        let step = Step::new(&StepScalars { extents: self.extents, seed, step });
         let step = self.memory.words("step", bytemuck::cast_slice(&[step]));
         let mut launches = Launches::new(step, self.capacity, 0);
         build(&mut launches);

@@ -8,7 +8,7 @@ use super::blocks::rows_per_block;
 use super::isa::Isa;
 use super::math::exp;
 use super::simd::multiversion;
-use super::sums::sum;
+use super::sums::{largest, sum};
 
 /// The most tasks that the rows of [`cross_entropy`] are cut into: their sums lie on the stack.
 const TASKS: usize = 256;
@@ -167,21 +167,6 @@ multiversion! {
             d_logits[*label as usize] -= share;
         }
     }
-}
-
-/// The largest element; NaN is passed over here and shows in the sum.
-#[inline(always)]
-fn largest(values: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let larger = |left: f32, right: f32| if right > left { right } else { left };
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for values in whole {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = larger(*lane, *value);
-        }
-    }
-    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |left, right| larger(left, *right))
 }
 
 #[cfg(test)]

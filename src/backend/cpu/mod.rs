@@ -6,7 +6,7 @@
 //! | [`attention`] | variable-length multi-head attention, both ways |
 //! | [`norm`], [`dropout`], [`activation`] | what stands between the products, both ways |
 //! | [`embedding`], [`gather`] | rows of tables, and the sums of gradients into them |
-//! | [`loss`], [`update`] | the ends of a step: losses, and clip, moments and parameters in one pass |
+//! | [`loss`], [`vocabulary`], [`update`] | the ends of a step: losses, and clip, moments and parameters in one pass |
 //! | [`math`], [`philox`] | exponentials and draws as plain loops |
 //! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`bounds`], [`sums`] | how one kernel serves each instruction set and any thread count |
 //!
@@ -37,6 +37,7 @@ pub mod sums;
 #[cfg(test)]
 mod testing;
 pub mod update;
+pub mod vocabulary;
 
 pub use blocks::SinkMut;
 

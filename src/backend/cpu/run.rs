@@ -16,6 +16,7 @@ use super::philox::Stream;
 use super::scratch::Workspace;
 use super::shared::SharedMut;
 use super::sums::column_sums;
+use super::vocabulary::{self, Vocabulary};
 use crate::tensor::{Activation, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
 
 /// Runs one operation.
@@ -80,6 +81,12 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         Op::CrossEntropy { logits, labels, loss } => {
             let (_, classes) = values.shape(logits);
             values.get_mut(loss)[0] = loss::cross_entropy(isa, get(logits), values.indices(labels), classes);
+        }
+        Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy } => {
+            let vocabulary = values.vocabulary(x, weight, bias, labels);
+            let (logits, softmax) = (values.get_mut(logits), values.get_mut(softmax));
+            (values.get_mut(loss)[0], values.get_mut(accuracy)[0]) =
+                vocabulary::forward(isa, workspace, &vocabulary, logits, softmax);
         }
         Op::SquaredError { predictions, targets, loss } => {
             values.get_mut(loss)[0] = loss::squared_error(get(predictions), get(targets));
@@ -150,6 +157,34 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             let d_logits = values.get_mut(d_logits);
             loss::cross_entropy_gradient(isa, get(logits), labels, classes, d_loss, d_logits);
         }
+        Op::VocabularyLossGrad {
+            x,
+            weight,
+            bias,
+            labels,
+            softmax,
+            d_loss,
+            logits,
+            d_logits: _,
+            d_x,
+            d_weight,
+            d_bias,
+        } => {
+            let vocabulary = values.vocabulary(x, weight, bias, labels);
+            let (d_loss, logits) = (get(d_loss)[0], values.get_mut(logits));
+            let (d_x, d_weight, d_bias) = (sink(d_x), sink(d_weight), sink(d_bias));
+            vocabulary::backward(
+                isa,
+                workspace,
+                &vocabulary,
+                get(softmax),
+                d_loss,
+                logits,
+                d_x,
+                d_weight,
+                d_bias,
+            );
+        }
         Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
             let d_predictions = values.get_mut(d_predictions);
             loss::squared_error_gradient(get(predictions), get(targets), get(d_loss)[0], d_predictions);
@@ -182,6 +217,9 @@ pub(super) fn reserve(isa: Isa, workspace: &mut Workspace, program: &Program) {
             }
             Op::LinearWeightGrad { d_out, x, .. } => {
                 gemm::reserve(isa, workspace, size(d_out).1, size(x).1, size(x).0);
+            }
+            Op::VocabularyLoss { x, logits, .. } => {
+                vocabulary::reserve(isa, workspace, size(x).0, size(x).1, size(logits).1);
             }
             Op::Attention { qkv, heads, .. } => {
                 let head_size = size(qkv).1 / 3 / heads;
@@ -247,6 +285,11 @@ impl<'a> Values<'a> {
     fn matrix_mut(&self, var: Var) -> MatrixMut<'a> {
         let (rows, cols) = self.shape(var);
         MatrixMut::new(self.get_mut(var), rows, cols)
+    }
+
+    fn vocabulary(&self, x: Var, weight: Var, bias: Var, labels: Var) -> Vocabulary<'a> {
+        let labels = self.indices(labels);
+        Vocabulary { x: self.get(x), weight: self.get(weight), bias: self.get(bias), labels }
     }
 
     fn tokens(&self, index: &TokenIndex) -> Tokens<'a> {

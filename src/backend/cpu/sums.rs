@@ -1,4 +1,4 @@
-//! Sums in a fixed order: along rows in lanes, down columns in blocks.
+//! Sums in a fixed order, and the largest element: along rows in lanes, down columns in blocks.
 
 use rayon::prelude::*;
 
@@ -23,6 +23,20 @@ pub(super) fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     // The rest has a sum of its own: indexed by anything but constants, the lanes would not stay in registers.
     let rest: f32 = rest.iter().map(|value| term(*value)).sum();
     total(&sums) + rest
+}
+
+/// The largest element; NaN is passed over here and shows in the sum.
+#[inline(always)]
+pub(super) fn largest(values: &[f32]) -> f32 {
+    let larger = |left: f32, right: f32| if right > left { right } else { left };
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = larger(*lane, *value);
+        }
+    }
+    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |left, right| larger(left, *right))
 }
 
 /// The sum of the products of corresponding elements.

@@ -194,7 +194,7 @@ impl CudaBackend {
     /// grow with the batch.
     fn make_room_for_any_batch(&mut self, program: &Program, batch: Extents) -> Result<(), BackendError> {
         let capacity = *program.capacity();
-        let Extents { sequences, groups, .. } = capacity;
+        let Extents { sequences, groups, predictions, .. } = capacity;
         let few = |count: usize, own: usize| count.next_multiple_of(FEW).max(own);
         let mut bytes = 0;
         for tokens in (LINE..=capacity.tokens.next_multiple_of(LINE)).step_by(LINE) {
@@ -202,6 +202,7 @@ impl CudaBackend {
                 tokens,
                 sequences: few(sequences, batch.sequences),
                 groups: few(groups, batch.groups),
+                predictions: predictions.next_multiple_of(LINE),
             };
             let nowhere = |_: Var| ALIGNMENT as Address;
             let mut launches = Launches::new(0, extents, 0);
@@ -376,6 +377,7 @@ impl Backend for CudaBackend {
             tokens: extents.tokens.next_multiple_of(LINE),
             sequences: extents.sequences.next_multiple_of(FEW),
             groups: extents.groups.next_multiple_of(FEW),
+            predictions: extents.predictions.next_multiple_of(LINE),
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {

@@ -51,12 +51,14 @@ pub struct Step {
     pub sequences: u32,
     /// Groups.
     pub groups: u32,
+    /// Masked tokens.
+    pub predictions: u32,
     /// The number of the step.
     pub step: u32,
     /// The run's seed, lower half first.
     pub seed: [u32; 2],
     /// Fills the struct up to 32 bytes.
-    pub unused: [u32; 2],
+    pub unused: u32,
 }
 
 impl Step {
@@ -67,9 +69,10 @@ impl Step {
             tokens: extents.tokens as u32,
             sequences: extents.sequences as u32,
             groups: extents.groups as u32,
+            predictions: extents.predictions as u32,
             step,
             seed: [seed as u32, (seed >> 32) as u32],
-            unused: [0; 2],
+            unused: 0,
         }
     }
 }
@@ -90,6 +93,7 @@ impl RowCount {
             Rows::Tokens => Self { kind: 1, fixed: 0 },
             Rows::Sequences => Self { kind: 2, fixed: 0 },
             Rows::Groups => Self { kind: 3, fixed: 0 },
+            Rows::Predictions => Self { kind: 4, fixed: 0 },
             Rows::GroupStarts => panic!("no kernel runs over the starts of groups"),
         }
     }

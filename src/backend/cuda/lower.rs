@@ -220,6 +220,7 @@ impl Lowering<'_> {
                 let (logits, loss) = (self.get(launches, logits), self.get(launches, loss));
                 loss::cross_entropy(launches, logits, self.address(labels), loss);
             }
+            Op::VocabularyLoss { .. } => unimplemented!(),
             Op::SquaredError { predictions, targets, loss } => {
                 let [predictions, targets, loss] =
                     [predictions, targets, loss].map(|v| self.get(launches, v));
@@ -310,6 +311,7 @@ impl Lowering<'_> {
                 let [logits, d_loss, d_logits] = [logits, d_loss, d_logits].map(|v| self.get(launches, v));
                 loss::cross_entropy_gradient(launches, logits, self.address(labels), d_loss, d_logits);
             }
+            Op::VocabularyLossGrad { .. } => unimplemented!(),
             Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
                 let [predictions, targets] = [predictions, targets].map(|v| self.get(launches, v));
                 let (d_loss, d_predictions) = (self.get(launches, d_loss), self.get(launches, d_predictions));
