@@ -61,6 +61,11 @@ impl Random {
         }
     }
 
+    /// Whether something happens whose chance is `probability`, to 32 bits.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        f64::from(self.word()) < probability * 2_f64.powi(32)
+    }
+
     /// One of `items`.
     ///
     /// # Panics
@@ -104,6 +109,16 @@ mod tests {
         }
         // Five standard deviations of a binomial of 60 000 and 1/6.
         assert!(counts.iter().all(|count| (count - 10_000).abs() < 457), "{counts:?}");
+    }
+
+    #[test]
+    fn chances_are_kept() {
+        let mut random = Random::new(7, [2, 0]);
+        for (probability, even) in [(0.0, 0), (0.15, 9_000), (0.5, 30_000), (1.0, 60_000)] {
+            let happened = (0..60_000).filter(|_| random.chance(probability)).count() as i32;
+            let bound = 5.0 * (60_000.0 * probability * (1.0 - probability)).sqrt();
+            assert!(f64::from((happened - even).abs()) <= bound, "{probability}: {happened}");
+        }
     }
 
     #[test]

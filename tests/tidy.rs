@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Lines of `src`, tests within it included. Raised knowingly: a better program is not a longer one.
-const LINES_OF_SRC: usize = 26_500;
+const LINES_OF_SRC: usize = 33_500;
 /// Lines of one file: one idea.
 const LINES_OF_A_FILE: usize = 600;
 /// Files that may be longer, and why.
 const LONGER: [(&str, &str); 0] = [];
+
+/// The one file below the backends with unsafe code: a file mapped into memory.
+const MAPPED_FILE: &str = "src/data/mapped.rs";
 
 /// The library's floors from the ground up; a module imports from lower floors and from itself.
 const FLOORS: [(&str, usize); 6] =
@@ -131,7 +134,7 @@ fn unsafe_code_stays_in_the_backends_and_says_why_it_is_sound() {
         let lines: Vec<&str> = source.text.lines().collect();
         for (number, line) in source.code().filter(|(_, line)| has_word(line, "unsafe")) {
             let place = format!("{}:{number}: {}", source.path, line.trim());
-            if source.module() != "backend" {
+            if source.module() != "backend" && source.path != MAPPED_FILE {
                 found.push(place);
                 continue;
             }

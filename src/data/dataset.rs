@@ -76,6 +76,17 @@ impl Dataset {
         Self { offsets: vec![0], groups: vec![0], ..Self::default() }
     }
 
+    /// Room for `size` examples of one sequence each, of `tokens` together.
+    pub(crate) fn with_capacity(tokens: usize, size: usize) -> Self {
+        let mut dataset = Self::new();
+        dataset.ids.reserve(tokens);
+        dataset.offsets.reserve(size);
+        dataset.second.reserve(size);
+        dataset.groups.reserve(size);
+        dataset.labels.reserve(size);
+        dataset
+    }
+
     /// The number of examples.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -117,8 +128,18 @@ impl Dataset {
         !self.labels.contains(&Label::None)
     }
 
+    /// Takes all examples out and keeps the room that they took.
+    pub(crate) fn clear(&mut self) {
+        self.ids.clear();
+        self.offsets.truncate(1);
+        self.second.clear();
+        self.groups.truncate(1);
+        self.labels.clear();
+        self.truncated = 0;
+    }
+
     /// Appends a sequence to the example that is being built.
-    pub(crate) fn push_sequence(&mut self, ids: &[u32], second: u32) {
+    pub fn push_sequence(&mut self, ids: &[u32], second: u32) {
         assert!(!ids.is_empty() && ids.len() <= MAX_SEQUENCE, "a sequence of {} tokens", ids.len());
         self.ids.extend_from_slice(ids);
         self.offsets.push(self.ids.len() as u64);
@@ -126,7 +147,7 @@ impl Dataset {
     }
 
     /// Ends the example whose sequences have been pushed.
-    pub(crate) fn finish_example(&mut self, label: Label) {
+    pub fn finish_example(&mut self, label: Label) {
         self.groups.push(self.second.len() as u32);
         self.labels.push(label);
     }

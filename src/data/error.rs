@@ -14,7 +14,7 @@ pub enum DataError {
     #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
 
-    #[error("{}:{line}: the text is not UTF-8; convert the file, for example with iconv", path.display())]
+    #[error("{}:{line}: the text is not UTF-8; convert the file, for example: iconv -f latin1 -t utf-8", path.display())]
     NotUtf8 { path: PathBuf, line: u64 },
 
     #[error("{}:{line}: found {found} columns, expected {expected}; {remedy}", path.display())]
@@ -54,7 +54,20 @@ pub enum DataError {
     Empty { path: PathBuf, skipped: Option<String> },
 
     #[error("{}: {reason}", path.display())]
+    RawText { path: PathBuf, reason: String },
+
+    #[error("vocab.{field}: {problem}")]
+    Setting { field: &'static str, problem: String },
+
+    #[error("{}: {reason}", path.display())]
     Vocabulary { path: PathBuf, reason: String },
+
+    #[error("{}: {reason}; delete the file: it is made again from the text", path.display())]
+    Corpus { path: PathBuf, reason: String },
+
+    #[error("cannot write the corpus {}: {source}; it takes about {needed} bytes. What was written is removed. Make \
+             room, or name another place", path.display())]
+    CorpusWrite { path: PathBuf, source: io::Error, needed: u64 },
 
     #[error(
         "{name:?} is not a known task ({known}){}; for your own data name its files and columns",

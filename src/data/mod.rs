@@ -7,35 +7,58 @@
 //! | [`task`], [`glue`], [`custom`] | what a task is: its kind, labels, metrics, and where its files lie |
 //! | [`reader`] | lines of TSV, CSV or JSONL into [`Example`]s |
 //! | [`sample`] | examples without any file: the built-in sample tasks |
+//! | [`text`] | files of raw text into sentences and documents |
+//! | [`vocabulary`] | such text into a vocabulary |
 //! | [`tokenizer`] | text into token ids, BERT's way |
 //! | [`dataset`], [`cache`] | a split, tokenised once and kept |
 //! | [`sampler`] | which examples go into which batch, in what order |
 //! | [`batch`] | the packed arrays that a step reads |
+//!
+//! And the way of raw text, for pre-training:
+//!
+//! | file | what it makes |
+//! |---|---|
+//! | [`corpus`] | all sentences as token ids, in a file that is mapped into memory |
+//! | [`instances`] | an epoch of sentence pairs, half of them with a random second |
+//! | [`masking`] | which tokens of a pair are to be guessed, and what stands in their place |
+//! | [`masked_batch`] | the packed arrays of a pre-training step |
 
 pub mod batch;
 pub mod cache;
+pub mod corpus;
 pub mod custom;
 pub mod dataset;
 mod error;
 pub mod glue;
-
+pub mod instances;
+mod mapped;
+pub mod masked_batch;
+pub mod masking;
 pub mod packing;
 pub mod reader;
 mod rows;
 pub mod sample;
 pub mod sampler;
+mod sentences;
 pub mod task;
+pub mod text;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub use batch::{Batch, Capacity};
+pub use corpus::Corpus;
 pub use custom::TaskEntry;
 pub use dataset::{Dataset, Example, Label, Text};
 pub use error::DataError;
+pub use instances::{Instance, Pass};
+pub use masked_batch::MaskedBatch;
+pub use masking::Masking;
 pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::Sampler;
 pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::VocabularyConfig;
 
 #[cfg(test)]
 mod tests;

@@ -19,9 +19,9 @@ use super::error::DataError;
 const REQUIRED: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 const MASK: &str = "[MASK]";
 /// Words with more characters than this become `[UNK]`, as in Hugging Face's tokenizer.
-const LONGEST_WORD: usize = 100;
+pub(super) const LONGEST_WORD: usize = 100;
 /// Larger vocabularies are refused before anything is built from them.
-const LARGEST_VOCABULARY: usize = 1 << 22;
+pub(super) const LARGEST_VOCABULARY: usize = 1 << 22;
 
 type Pipeline =
     TokenizerImpl<WordPiece, BertNormalizer, BertPreTokenizer, TemplateProcessing, WordPieceDecoder>;
@@ -40,6 +40,12 @@ pub struct Normalization {
 impl Default for Normalization {
     fn default() -> Self {
         Self { lowercase: true, strip_accents: None, split_chinese: true }
+    }
+}
+
+impl Normalization {
+    pub(super) fn normalizer(self) -> BertNormalizer {
+        BertNormalizer::new(true, self.split_chinese, self.strip_accents, self.lowercase)
     }
 }
 
@@ -210,7 +216,12 @@ impl Tokenizer {
         write("tokenizer_config.json", format!("{:#}\n", self.config_json()))
     }
 
-    fn build(tokens: Vec<String>, normalization: Normalization, path: &Path) -> Result<Self, DataError> {
+    /// A tokenizer of these tokens in the order of their ids; `path` is where they come from, for errors.
+    pub(super) fn build(
+        tokens: Vec<String>,
+        normalization: Normalization,
+        path: &Path,
+    ) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::Vocabulary { path: path.to_path_buf(), reason };
         if tokens.len() > LARGEST_VOCABULARY {
             return Err(wrong(format!("{} tokens, more than {LARGEST_VOCABULARY}", tokens.len())));
@@ -235,10 +246,9 @@ impl Tokenizer {
         let mut vocabulary = WordPiece::read_bytes(&[]).map_err(internal)?;
         vocabulary.extend(tokens.iter().cloned().zip(0..));
         let model = WordPiece::builder().vocab(vocabulary).max_input_chars_per_word(LONGEST_WORD);
-        let Normalization { lowercase, strip_accents, split_chinese } = normalization;
         let pipeline = TokenizerBuilder::new()
             .with_model(model.build().map_err(internal)?)
-            .with_normalizer(Some(BertNormalizer::new(true, split_chinese, strip_accents, lowercase)))
+            .with_normalizer(Some(normalization.normalizer()))
             .with_pre_tokenizer(Some(BertPreTokenizer))
             .with_post_processor(None)
             .with_decoder(None)

@@ -2,5 +2,6 @@
 
 mod any_bytes;
 mod own_files;
+mod pretraining;
 mod real_files;
 mod traps;
