@@ -21,6 +21,7 @@ use mtdnn_raw::backend::cpu::philox::Stream;
 use mtdnn_raw::backend::cpu::scratch::Workspace;
 use mtdnn_raw::backend::cpu::sums::column_sums;
 use mtdnn_raw::backend::cpu::update::{Buffers, squared_norm, update};
+use mtdnn_raw::backend::cpu::vocabulary::{self, STATISTICS, Vocabulary};
 use mtdnn_raw::backend::{Group, Optimizer, Rule};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{Activation, Dropout};
@@ -55,6 +56,7 @@ fn main() {
         attentions(&table);
         rows(&table);
         tables(&table);
+        vocabularies(&table);
         updates(&table);
     });
 }
@@ -242,6 +244,41 @@ fn tables(table: &Table) {
     });
 }
 
+/// The loss of the masked words of 32 x 128 tokens (15 %), with logits of so many columns at a time.
+fn vocabularies(table: &Table) {
+    let (rows, inputs, words) = (614, 768, 30522);
+    let mut workspace = Workspace::new(rayon::current_num_threads());
+    let mut random = Random::new(5, [0, 0]);
+    let (x, weight, bias) = (numbers(rows * inputs), numbers(words * inputs), numbers(words));
+    let labels: Vec<u32> = (0..rows).map(|_| random.below(words as u32)).collect();
+    let vocabulary = Vocabulary { x: &x, weight: &weight, bias: &bias, labels: &labels };
+    let product = 2.0 * (rows * inputs * words) as f64;
+    for block in [1024, 2048, 4096] {
+        let (mut logits, mut softmax) = (vec![0.0; rows * block], vec![0.0; rows * STATISTICS]);
+        let [mut d_x, mut d_weight, mut d_bias] =
+            [x.len(), weight.len(), bias.len()].map(|len| vec![0.0f32; len]);
+        table.row(&format!("vocabulary loss 614 x 768 x 30522 by {block}"), Work::Flops(product), || {
+            vocabulary::forward(table.isa, &mut workspace, &vocabulary, &mut logits, &mut softmax);
+        });
+        table.row(&format!("vocabulary loss gradient by {block}"), Work::Flops(3.0 * product), || {
+            let [x, weight, bias] = [&mut d_x, &mut d_weight, &mut d_bias]
+                .map(|values| SinkMut { values: &mut values[..], add: false });
+            let workspace = &mut workspace;
+            vocabulary::backward(
+                table.isa,
+                workspace,
+                &vocabulary,
+                &softmax,
+                1.0,
+                &mut logits,
+                x,
+                weight,
+                bias,
+            );
+        });
+    }
+}
+
 fn updates(table: &Table) {
     let len = 22_000_000;
     let (mut parameters, gradients) = (numbers(len), numbers(len));
@@ -249,9 +286,14 @@ fn updates(table: &Table) {
     table.row("squared norm of 22 M gradients", Work::Floats(len), || {
         squared_norm(table.isa, &gradients);
     });
-    for rule in [Rule::AdamaxMtdnn, Rule::AdamaxW, Rule::Adamax, Rule::AdamW, Rule::Sgd] {
-        let moments = if rule == Rule::Sgd { 1 } else { 2 };
-        let floats = Work::Floats((3 + 2 * moments) * len);
+    for rule in Rule::ALL {
+        let floats = match rule {
+            Rule::Sgd => 5,
+            // Parameters and moments are read once more.
+            Rule::Lamb => 10,
+            _ => 7,
+        };
+        let floats = Work::Floats(floats * len);
         table.row(&format!("{rule:?} of 22 M parameters, clipped"), floats, || {
             let group = Group {
                 range: 0..len,

@@ -52,32 +52,39 @@ DEVICE void fill(const Fill<T>& args) {
 KERNEL(fill_bf16, Fill<bf16>, THREADS, 4) { fill(args); }
 KERNEL(fill_f32, Fill<f32>, THREADS, 4) { fill(args); }
 
-/// `into += from`
-template <class T>
+/// `into += from`, or `into = from`
+template <class From, class Into>
 struct Accumulate {
     const Step* step;
     /// `[rows, cols]`
-    const T* from;
+    const From* from;
     /// `[rows, cols]`
-    T* into;
+    Into* into;
     Rows rows;
     u32 cols;
     /// Whether both are multiples of 16
     u32 aligned;
+    /// Whether to add to what is there
+    u32 add;
+    u32 unused;
 };
 
-template <class T>
-DEVICE void accumulate(const Accumulate<T>& args) {
+template <class From, class Into>
+DEVICE void accumulate(const Accumulate<From, Into>& args) {
     const u32 count = row_count(args.step, args.rows) * args.cols, first = first_element();
     if (first >= count) return;
-    f32 sums[8], others[8];
-    unpack(sums, read_elements(args.into, first, count, args.aligned != 0));
+    f32 sums[8] = {}, others[8];
+    if (args.add != 0) unpack(sums, read_elements(args.into, first, count, args.aligned != 0));
     unpack(others, read_elements(args.from, first, count, args.aligned != 0));
     UNROLL for (u32 i = 0; i < 8; ++i) sums[i] += others[i];
     write_elements(args.into, first, count, sums, args.aligned != 0);
 }
-KERNEL(accumulate_bf16, Accumulate<bf16>, THREADS, 4) { accumulate(args); }
-KERNEL(accumulate_f32, Accumulate<f32>, THREADS, 4) { accumulate(args); }
+using AccumulateBf16 = Accumulate<bf16, bf16>;
+using AccumulateF32 = Accumulate<f32, f32>;
+using AccumulateRounded = Accumulate<f32, bf16>;
+KERNEL(accumulate_bf16, AccumulateBf16, THREADS, 4) { accumulate(args); }
+KERNEL(accumulate_f32, AccumulateF32, THREADS, 4) { accumulate(args); }
+KERNEL(accumulate_rounded, AccumulateRounded, THREADS, 4) { accumulate(args); }
 
 /// `out = x * keep`
 template <class T>

@@ -1,4 +1,5 @@
-// The optimizer's step over the flat buffers: one pass for the gradient's norm, one for everything else.
+// The optimizer's step over the flat buffers: one pass for the gradient's norm, one for everything else; LAMB takes one
+// more, because the length of a tensor's update has to be known before it is made.
 // `src/backend/cuda/update.rs` has the structs' twins.
 #include "prelude.cuh"
 
@@ -10,16 +11,17 @@ constexpr u32 CHUNK = 4096;
 struct UpdateGroup {
     u64 first;
     u64 count;
-    /// The learning rate, with the first moment's bias correction where the rule has one.
+    /// The learning rate, with the first moment's bias correction where the rule has one and is not LAMB.
     f32 rate;
     /// What decoupled decay leaves of a parameter.
     f32 kept;
     f32 weight_decay;
+    /// `1 / (1 - beta1^t)`
+    f32 first_correction;
     /// `1 / sqrt(1 - beta2^t)`
     f32 second_correction;
     /// Whether to take the gradient for zero, whatever the buffer holds.
     u32 zero_gradient;
-    u32 unused;
 };
 
 /// What clipping needs, for the host and for the update.
@@ -44,18 +46,24 @@ DEVICE u32 find_group(const UpdateGroup* groups, u32 count, u64 element) {
     return low;
 }
 
+/// Calls `work(i, begin, end)` for each group `i` that has elements of the chunk: those from `begin` to `end`.
+template <class Work>
+DEVICE void each_group(const UpdateGroup* groups, u32 count, u64 chunk, Work work) {
+    const u64 chunk_begin = chunk * CHUNK, chunk_end = chunk_begin + CHUNK;
+    for (u32 i = find_group(groups, count, chunk_begin); i < count && groups[i].first < chunk_end; ++i) {
+        const u64 first = groups[i].first, group_end = first + groups[i].count;
+        work(i, first > chunk_begin ? first : chunk_begin, group_end < chunk_end ? group_end : chunk_end);
+    }
+}
+
 /// Calls `work(group, quad, begin, end)` with each group that has elements of the block's chunk and each four
 /// elements `4 quad` to `4 quad + 3` that are the thread's; those from `begin` to `end` are the group's.
 template <class Work>
 DEVICE void each_quad(const UpdateGroup* groups, u32 count, u64 chunk, Work work) {
-    const u64 chunk_begin = chunk * CHUNK, chunk_end = chunk_begin + CHUNK;
-    for (u32 i = find_group(groups, count, chunk_begin); i < count && groups[i].first < chunk_end; ++i) {
+    each_group(groups, count, chunk, [&](u32 i, u64 begin, u64 end) {
         const UpdateGroup group = groups[i];
-        const u64 group_end = group.first + group.count;
-        const u64 begin = group.first > chunk_begin ? group.first : chunk_begin;
-        const u64 end = group_end < chunk_end ? group_end : chunk_end;
         for (u64 quad = begin / 4 + thread_index(); 4 * quad < end; quad += THREADS) work(group, quad, begin, end);
-    }
+    });
 }
 
 /// Four neighbouring elements; those outside of a range read as zeros and are not written.
@@ -206,6 +214,9 @@ struct Element {
 };
 
 DEVICE f32 moment(const Update& args, f32 m, f32 g) { return settle(fmaf(args.beta1, m, (1.0f - args.beta1) * g)); }
+DEVICE f32 second_moment(const Update& args, f32 v, f32 g) {
+    return settle(fmaf(args.beta2, v, (1.0f - args.beta2) * g * g));
+}
 DEVICE f32 infinity_norm(const Update& args, f32 u, f32 g) {
     f32 decayed = args.beta2 * u, fresh = fabsf(g) + args.epsilon;
     return decayed > fresh ? decayed : fresh;
@@ -240,10 +251,18 @@ struct Adamax {
 struct AdamW {
     static constexpr bool has_second = true;
     DEVICE Element apply(const Update& args, const UpdateGroup& group, Element x, f32 g) {
-        f32 m = moment(args, x.first, g);
-        f32 v = settle(fmaf(args.beta2, x.second, (1.0f - args.beta2) * g * g));
+        f32 m = moment(args, x.first, g), v = second_moment(args, x.second, g);
         f32 change = m / fmaf(sqrtf(v), group.second_correction, args.epsilon);
         return {fmaf(-group.rate, change, group.kept * x.theta), m, v};
+    }
+};
+
+struct AdamBert {
+    static constexpr bool has_second = true;
+    DEVICE Element apply(const Update& args, const UpdateGroup& group, Element x, f32 g) {
+        f32 m = moment(args, x.first, g), v = second_moment(args, x.second, g);
+        f32 change = fmaf(group.weight_decay, x.theta, m / (sqrtf(v) + args.epsilon));
+        return {fmaf(-group.rate, change, x.theta), m, v};
     }
 };
 
@@ -281,4 +300,105 @@ KERNEL(update_adamax_mtdnn, Update, THREADS, 4) { update<AdamaxMtdnn>(args); }
 KERNEL(update_adamax_w, Update, THREADS, 4) { update<AdamaxW>(args); }
 KERNEL(update_adamax, Update, THREADS, 4) { update<Adamax>(args); }
 KERNEL(update_adam_w, Update, THREADS, 4) { update<AdamW>(args); }
+KERNEL(update_adam_bert, Update, THREADS, 4) { update<AdamBert>(args); }
 KERNEL(update_sgd, Update, THREADS, 4) { update<Sgd>(args); }
+
+// ---- LAMB ---------------------------------------------------------------------------------------------------------
+
+/// A sum over parameters and one over their directions.
+struct Norms {
+    f64 parameters, directions;
+};
+
+struct Lamb {
+    Update update;
+    /// `[chunks + groups]`: at `c + i` the sums of squares of what chunk `c` holds of group `i`. Both ascend from one
+    /// such pair to the next, so that no two have one place.
+    Norms* partials;
+    /// `[groups]`: the learning rate times the ratio of the norms
+    f32* rates;
+};
+
+/// Where a parameter is to go, by its moments after their update.
+DEVICE f32 lamb_direction(const Update& args, const UpdateGroup& group, Element x) {
+    f32 root = fmaf(sqrtf(x.second), group.second_correction, args.epsilon);
+    return fmaf(group.weight_decay, x.theta, group.first_correction * x.first / root);
+}
+
+/// The sums over the block, in thread 0.
+DEVICE Norms block_sums(Norms sums) {
+    sums.parameters = block_sum<THREADS>(sums.parameters);
+    sync_block();
+    sums.directions = block_sum<THREADS>(sums.directions);
+    sync_block();
+    return sums;
+}
+
+/// A block for a chunk.
+KERNEL(lamb_moments, Lamb, THREADS, 4) {
+    const Update& update = args.update;
+    const f32 scale = update.clip->scale;
+    if (scale != scale) return;
+    each_group(update.groups, update.group_count, block_x(), [&](u32 i, u64 begin, u64 end) {
+        const UpdateGroup group = update.groups[i];
+        Norms sums = {};
+        for (u64 quad = begin / 4 + thread_index(); 4 * quad < end; quad += THREADS) {
+            Quad theta = read_quad(update.parameters, quad, begin, end), gradient = {};
+            Quad first = read_quad(update.first, quad, begin, end), second = read_quad(update.second, quad, begin, end);
+            if (group.zero_gradient == 0) gradient = read_quad(update.gradients, quad, begin, end);
+            UNROLL for (u32 j = 0; j < 4; ++j) {
+                f32 g = scale * gradient.values[j];
+                first.values[j] = moment(update, first.values[j], g);
+                second.values[j] = second_moment(update, second.values[j], g);
+                // Zero outside of the group, where all that is read is.
+                f64 direction = lamb_direction(update, group, {theta.values[j], first.values[j], second.values[j]});
+                sums.directions += direction * direction;
+                sums.parameters += static_cast<f64>(theta.values[j]) * theta.values[j];
+            }
+            write_quad(update.first, quad, begin, end, first);
+            write_quad(update.second, quad, begin, end, second);
+        }
+        sums = block_sums(sums);
+        if (thread_index() == 0) args.partials[block_x() + i] = sums;
+    });
+}
+
+/// A block for a group.
+KERNEL(lamb_rates, Lamb, THREADS, 4) {
+    const f32 scale = args.update.clip->scale;
+    const UpdateGroup group = args.update.groups[block_x()];
+    if (scale != scale || group.count == 0) return;
+    const u64 first = group.first / CHUNK, last = (group.first + group.count - 1) / CHUNK;
+    Norms sums = {};
+    for (u64 chunk = first + thread_index(); chunk <= last; chunk += THREADS) {
+        const Norms part = args.partials[chunk + block_x()];
+        sums.parameters += part.parameters;
+        sums.directions += part.directions;
+    }
+    sums = block_sums(sums);
+    if (thread_index() > 0) return;
+    f64 ratio = 1.0;
+    if (sums.parameters > 0.0 && sums.directions > 0.0) ratio = sqrt(sums.parameters) / sqrt(sums.directions);
+    args.rates[block_x()] = static_cast<f32>(group.rate * ratio);
+}
+
+/// A block for a chunk.
+KERNEL(lamb_parameters, Lamb, THREADS, 4) {
+    const Update& update = args.update;
+    const f32 scale = update.clip->scale;
+    if (scale != scale) return;
+    each_group(update.groups, update.group_count, block_x(), [&](u32 i, u64 begin, u64 end) {
+        const UpdateGroup group = update.groups[i];
+        const f32 rate = args.rates[i];
+        for (u64 quad = begin / 4 + thread_index(); 4 * quad < end; quad += THREADS) {
+            Quad theta = read_quad(update.parameters, quad, begin, end);
+            Quad first = read_quad(update.first, quad, begin, end), second = read_quad(update.second, quad, begin, end);
+            UNROLL for (u32 j = 0; j < 4; ++j) {
+                Element x = {theta.values[j], first.values[j], second.values[j]};
+                theta.values[j] = fmaf(-rate, lamb_direction(update, group, x), x.theta);
+            }
+            write_quad(update.parameters, quad, begin, end, theta);
+            if (update.copy != nullptr) write_quad(update.copy, quad, begin, end, theta);
+        }
+    });
+}

@@ -243,7 +243,7 @@ fn parameters_outlive_a_growing_arena() {
 fn a_norm_that_is_not_finite_changes_nothing() {
     let Some(gpu) = Gpu::take() else { return };
     let len = 100_003;
-    for rule in [Rule::Adamax, Rule::AdamaxMtdnn, Rule::AdamaxW, Rule::AdamW, Rule::Sgd] {
+    for rule in Rule::ALL {
         for clip in [0.0, 1.0] {
             let mut backend = gpu.backend(Precision::Bf16);
             backend.reserve(&Sizes { parameters: len, arena: 16, training: true }).unwrap();
@@ -363,7 +363,7 @@ fn updates_of_many_parameters_agree_with_the_cpu() {
         let values = numbers(space as u64, scale, len);
         if space == Space::SecondMoment { values.iter().map(|value| value.abs()).collect() } else { values }
     });
-    for rule in [Rule::Adamax, Rule::AdamW] {
+    for rule in [Rule::Adamax, Rule::AdamW, Rule::AdamBert, Rule::Lamb] {
         let run = |backend: &mut dyn Backend| {
             backend.reserve(&Sizes { parameters: len, arena: 16, training: true }).unwrap();
             for (space, values) in SPACES.into_iter().zip(&state) {

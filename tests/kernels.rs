@@ -24,6 +24,8 @@ mod steps;
 mod support;
 #[path = "kernels/update.rs"]
 mod update;
+#[path = "kernels/vocabulary.rs"]
+mod vocabulary;
 
 use bytemuck::{Pod, Zeroable};
 use emulation::{Emulation, Memory, Order};

@@ -6,7 +6,10 @@ use mtdnn_raw::backend::cuda::gemm::{Epilogue, Form, column_sums, product};
 use mtdnn_raw::backend::cuda::launch::{Address, DropoutSite, Target};
 use mtdnn_raw::backend::cuda::norm::{AddNorm, AddNormGrad, EmbeddingNorm};
 use mtdnn_raw::backend::cuda::update::{Buffers, Clip, UpdateGroup};
-use mtdnn_raw::backend::cuda::{activation, attention, elementwise, embedding, loss, norm, update};
+use mtdnn_raw::backend::cuda::vocabulary::{Gradients, Vocabulary};
+use mtdnn_raw::backend::cuda::{
+    activation, attention, elementwise, embedding, loss, norm, update, vocabulary,
+};
 use mtdnn_raw::backend::{Group, Optimizer, Rule};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{Activation, Dropout};
@@ -222,23 +225,53 @@ pub fn tables(bench: &mut Bench) -> Result<(), BackendError> {
         let (logits, loss) = (set.f32(rows, VOCABULARY), set.f32(1, 1));
         loss::cross_entropy(launches, logits, set.words(&ids), loss);
     })?;
-    bench.row(&format!("cross-entropy gradient, {rows} x {VOCABULARY}"), Work::Operands, |set, launches| {
-        let (logits, d_logits) = (set.f32(rows, VOCABULARY), set.f32(rows, VOCABULARY));
-        let d_loss = set.f32(1, 1);
-        loss::cross_entropy_gradient(launches, logits, set.words(&ids), d_loss, d_logits);
+    bench.row(
+        &format!("cross-entropy gradient, {rows} x {VOCABULARY}"),
+        Work::Operands,
+        |set, launches| {
+            let (logits, d_logits) = (set.f32(rows, VOCABULARY), set.f32(rows, VOCABULARY));
+            let d_loss = set.f32(1, 1);
+            loss::cross_entropy_gradient(launches, logits, set.words(&ids), d_loss, d_logits);
+        },
+    )?;
+    // Of 32768 tokens 15 %; the logits are computed forward and again backward, and two products make gradients of them.
+    let (rows, block) = (4915, 2048);
+    let labels: Vec<u32> = (0..rows).map(|_| random.below(VOCABULARY as u32)).collect();
+    let flops = Work::Flops(4.0 * 2.0 * (rows * cols * VOCABULARY) as f64);
+    let name = format!("vocabulary loss, forward and backward, {rows} x {cols} x {VOCABULARY}");
+    bench.row(&name, flops, |set, launches| {
+        let map = Vocabulary {
+            x: set.bf16(rows, cols),
+            weight: set.bf16(VOCABULARY, cols),
+            bias: set.f32(1, VOCABULARY),
+            labels: set.words(&labels),
+            logits: set.f32(rows, block),
+            softmax: set.f32(rows, 3),
+        };
+        let [loss, accuracy, d_loss] = [(); 3].map(|()| set.f32(1, 1));
+        let target = |operand| Target { operand, add: false };
+        let gradients = Gradients {
+            d_logits: Some(set.bf16(rows, block)),
+            d_x: target(set.bf16(rows, cols)),
+            d_weight: target(set.f32(VOCABULARY, cols)),
+            d_bias: target(set.f32(1, VOCABULARY)),
+        };
+        vocabulary::forward(launches, &map, loss, accuracy);
+        vocabulary::backward(launches, &map, d_loss, &gradients);
     })
 }
 
 /// An update of all of BERT-base, the norm of the gradient included.
 pub fn updates(bench: &mut Bench) -> Result<(), BackendError> {
     let len = 110_000_000;
-    for (name, rule) in [("Adamax", Rule::Adamax), ("AdamW", Rule::AdamW)] {
+    for (name, rule) in [("Adamax", Rule::Adamax), ("AdamW", Rule::AdamW), ("LAMB", Rule::Lamb)] {
         let optimizer = Optimizer::new(rule);
         let group =
             Group { range: 0..len, learning_rate: 5e-5, weight_decay: 0.0, update: 9, zero_gradient: false };
         let groups = UpdateGroup::array(&optimizer, &[group], 16);
-        // The gradient twice, the rest read and written, and the copy.
-        let moved = Work::Bytes((len * (2 * 4 + 3 * 8 + 2)) as f64);
+        // The gradient twice, the rest read and written, and the copy; by LAMB parameters and moments once more.
+        let again = if rule == Rule::Lamb { 3 * 4 } else { 0 };
+        let moved = Work::Bytes((len * (2 * 4 + 3 * 8 + 2 + again)) as f64);
         bench.row(&format!("{name} and clipping, 110 M parameters"), moved, |set, launches| {
             let [parameters, gradients, first, second] = [(); 4].map(|()| set.f32(1, len).address);
             let buffers = Buffers {

@@ -19,8 +19,30 @@ pub enum Rule {
     AdamaxW,
     /// Adam with decoupled decay (Loshchilov and Hutter 2019), eps 1e-8.
     AdamW,
+    /// Adam as BERT's own code has it (Devlin et al. 2018): `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`,
+    /// `theta -= lr (m / (sqrt(v) + eps) + wd theta)`; no bias correction, eps 1e-6.
+    AdamBert,
+    /// For large batches (You et al. 2020, algorithm 2), with `m` and `v` as above:
+    /// `r = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd theta`, `theta -= lr |theta| / |r| r`, eps 1e-6.
+    ///
+    /// The norms are those of a group, which is to be one parameter tensor ([`Rule::per_tensor`]); their ratio counts
+    /// as 1 where either is 0. As the algorithm has it, biases and norms take part, with a decay of 0. A step's length
+    /// is then `lr |theta|`: a bias that starts at 0 is at `lr |r|` after its first step and grows no faster than by
+    /// `1 + lr` a step from there.
+    Lamb,
     /// Momentum 0.9 and plain decay in the gradient, as PyTorch's SGD.
     Sgd,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Self; 7] =
+        [Self::Adamax, Self::AdamaxMtdnn, Self::AdamaxW, Self::AdamW, Self::AdamBert, Self::Lamb, Self::Sgd];
+
+    /// Whether each parameter tensor has to be a [`Group`] of its own: the rule measures the tensor.
+    pub fn per_tensor(self) -> bool {
+        self == Self::Lamb
+    }
 }
 
 /// A rule and its constants.
@@ -39,7 +61,10 @@ pub struct Optimizer {
 impl Optimizer {
     /// A rule with its customary constants.
     pub fn new(rule: Rule) -> Self {
-        let epsilon = if rule == Rule::AdamaxMtdnn { 1e-6 } else { 1e-8 };
+        let epsilon = match rule {
+            Rule::AdamaxMtdnn | Rule::AdamBert | Rule::Lamb => 1e-6,
+            Rule::Adamax | Rule::AdamaxW | Rule::AdamW | Rule::Sgd => 1e-8,
+        };
         Self { rule, beta1: 0.9, beta2: 0.999, epsilon }
     }
 }
@@ -62,10 +87,12 @@ pub struct Group {
 /// The scalars of one update of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
-    /// The learning rate, with the first moment's bias correction where the rule has one.
+    /// The learning rate, with the first moment's bias correction where the rule has one and is not [`Rule::Lamb`].
     pub rate: f32,
     /// What decoupled decay leaves of a parameter.
     pub kept: f32,
+    /// `1 / (1 - beta1^t)`
+    pub first_correction: f32,
     /// `1 / sqrt(1 - beta2^t)`
     pub second_correction: f32,
 }
@@ -77,12 +104,13 @@ impl Scalars {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(group.update as f64);
         let rate = f64::from(group.learning_rate);
         let corrected = match optimizer.rule {
-            Rule::AdamaxMtdnn | Rule::Sgd => rate,
+            Rule::AdamaxMtdnn | Rule::AdamBert | Rule::Lamb | Rule::Sgd => rate,
             Rule::AdamaxW | Rule::Adamax | Rule::AdamW => rate / correction(optimizer.beta1),
         };
         Self {
             rate: corrected as f32,
             kept: (1.0 - rate * f64::from(group.weight_decay)) as f32,
+            first_correction: (1.0 / correction(optimizer.beta1)) as f32,
             second_correction: (1.0 / correction(optimizer.beta2).sqrt()) as f32,
         }
     }

@@ -6,7 +6,7 @@ use mtdnn_raw::backend::cpu::activation as cpu_activation;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
 use mtdnn_raw::backend::cpu::gather as cpu_gather;
 use mtdnn_raw::backend::cpu::isa::Isa;
-use mtdnn_raw::backend::cuda::launch::DropoutSite;
+use mtdnn_raw::backend::cuda::launch::{DropoutSite, Target};
 use mtdnn_raw::backend::cuda::{activation, elementwise, gather};
 use mtdnn_raw::tensor::{Activation, DType, Dropout, Extents, Rows};
 
@@ -35,19 +35,22 @@ fn every_element_is_filled_and_no_other() {
 }
 
 #[test]
-fn sums_are_added_to_what_is_there() {
+fn sums_are_stored_or_added_to_what_is_there() {
     let Some(emulation) = Emulation::get() else { return };
+    let kinds = [(DType::F32, DType::F32), (DType::Bf16, DType::Bf16), (DType::F32, DType::Bf16)];
     for (rows, cols) in SHAPES {
-        for dtype in FLOATS {
-            let (from, into) = (numbers(1, dtype, rows * cols), numbers(2, dtype, rows * cols));
-            let expected: Vec<f32> = from.iter().zip(&into).map(|(x, y)| rounded(dtype, x + y)).collect();
+        for ((dtype, stored), add) in kinds.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+            let (from, into) = (numbers(1, dtype, rows * cols), numbers(2, stored, rows * cols));
+            let before: Vec<f32> = into.iter().map(|y| if add { *y } else { f32::NAN }).collect();
+            let sums = from.iter().zip(&into).map(|(x, y)| rounded(stored, if add { x + y } else { *x }));
+            let expected: Vec<f32> = sums.collect();
             let mut bench = Bench::of_tokens(rows);
             let from_at = bench.value("from", dtype, Rows::Tokens, cols, &from);
-            let into_at = bench.value("into", dtype, Rows::Tokens, cols, &into);
-            let odd = bench.parameter("odd", dtype, cols, &into);
+            let into_at = bench.value("into", stored, Rows::Tokens, cols, &before);
+            let odd = bench.parameter("odd", stored, cols, &before);
             bench.run(emulation, |launches| {
-                elementwise::accumulate(launches, from_at, into_at);
-                elementwise::accumulate(launches, from_at, odd);
+                elementwise::accumulate(launches, from_at, Target { operand: into_at, add });
+                elementwise::accumulate(launches, from_at, Target { operand: odd, add });
             });
             assert_eq!(bench.read(into_at), expected);
             assert_eq!(bench.read(odd), expected);

@@ -1,6 +1,7 @@
 //! What the tests of kernels by their launches share: operands in guarded memory, and comparisons with the CPU.
 
 use half::bf16;
+use mtdnn_raw::backend::StepScalars;
 use mtdnn_raw::backend::cpu::philox::Stream;
 use mtdnn_raw::backend::cuda::launch::{Address, Launches, Operand, RowCount, Step, Target};
 use mtdnn_raw::random::Random;

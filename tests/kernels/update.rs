@@ -5,9 +5,9 @@ use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cuda::launch::Address;
 use mtdnn_raw::backend::cuda::update::{self, Buffers, Clip, UpdateGroup};
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes};
-use mtdnn_raw::tensor::{DType, Rows, Space, Span};
+use mtdnn_raw::tensor::{DType, Precision, Rows, Space, Span};
 
-use super::emulation::Emulation;
+use super::emulation::{EmulatedBackend, Emulation};
 use super::support::{Bench, assert_near, numbers};
 
 /// Not a multiple of what a block takes, nor of what a thread does.
@@ -91,12 +91,10 @@ fn on_kernels(
     (after, copy.map(|copy| bench.read(copy)), bench.memory.read::<Clip>(buffers.clip, 1)[0])
 }
 
-const RULES: [Rule; 5] = [Rule::AdamaxMtdnn, Rule::AdamaxW, Rule::Adamax, Rule::AdamW, Rule::Sgd];
-
 #[test]
 fn every_rule_is_the_cpus() {
     let Some(emulation) = Emulation::get() else { return };
-    for (rule, clip) in RULES.into_iter().flat_map(|rule| [(rule, 0.0), (rule, 0.5), (rule, 1e6)]) {
+    for (rule, clip) in Rule::ALL.into_iter().flat_map(|rule| [(rule, 0.0), (rule, 0.5), (rule, 1e6)]) {
         let optimizer = Optimizer::new(rule);
         let mut before = state();
         // What is in no group, or taken for zero, is not looked at.
@@ -123,15 +121,55 @@ fn every_rule_is_the_cpus() {
 #[test]
 fn nothing_is_updated_where_the_norm_is_not_finite() {
     let Some(emulation) = Emulation::get() else { return };
-    for bad in [f32::NAN, f32::INFINITY] {
+    for (rule, bad) in Rule::ALL.into_iter().flat_map(|rule| [(rule, f32::NAN), (rule, f32::INFINITY)]) {
         let mut before = state();
         before[1][6000] = bad;
-        let optimizer = Optimizer::new(Rule::AdamW);
+        let optimizer = Optimizer::new(rule);
         let (after, copy, clip) = on_kernels(emulation, &optimizer, 1.0, &before, true);
         assert!(!clip.norm.is_finite() && clip.scale.is_nan());
         assert!(after[0] == before[0] && after[2] == before[2] && after[3] == before[3]);
         assert!(copy.unwrap().iter().all(|value| *value == -9.0));
     }
+}
+
+#[test]
+fn a_norm_of_zero_is_a_ratio_of_one() {
+    let Some(emulation) = Emulation::get() else { return };
+    let optimizer = Optimizer::new(Rule::Lamb);
+    // Of the parameters in one group, of their directions in another that shares its chunk.
+    let mut before = state();
+    before[0][4099..4102].fill(0.0);
+    for i in [1, 2, 3] {
+        before[i][2..3].fill(0.0);
+    }
+    let (expected, _) = on_the_cpu(&optimizer, 0.0, &before);
+    let (got, ..) = on_kernels(emulation, &optimizer, 0.0, &before, false);
+    for i in [0, 2, 3] {
+        assert_near(&i, DType::F32, &got[i], &expected[i], 1.2e-7);
+    }
+    assert!(got[0][4099..4102].iter().all(|theta| *theta != 0.0));
+    assert_eq!(got[0][2], before[0][2], "nothing has a direction there");
+}
+
+#[test]
+fn the_lengths_of_a_large_tensor_are_the_cpus() {
+    // More chunks than there are threads that add up their sums.
+    let len = 257 * 4096 + 5;
+    let Some(mut emulated) = EmulatedBackend::new(Precision::F32, 1) else { return };
+    let [theta, g] = [5, 6].map(|seed| numbers(seed, DType::F32, len));
+    let run = |backend: &mut dyn Backend| {
+        backend.reserve(&Sizes { parameters: len, arena: 0, training: true }).unwrap();
+        let parameters = Span { space: Space::Parameters, offset: 0, len };
+        backend.write(parameters, bytemuck::cast_slice(&theta)).unwrap();
+        backend.write(Span { space: Space::Gradients, ..parameters }, bytemuck::cast_slice(&g)).unwrap();
+        let group =
+            Group { range: 0..len, learning_rate: 0.1, weight_decay: 0.1, update: 1, zero_gradient: false };
+        backend.update(&Optimizer::new(Rule::Lamb), 1.0, &[group]).unwrap();
+        let mut values = vec![0f32; len];
+        backend.read(parameters, bytemuck::cast_slice_mut(&mut values)).unwrap();
+        values
+    };
+    assert_near(&"parameters", DType::F32, &run(&mut emulated), &run(&mut CpuBackend::new()), 1.2e-7);
 }
 
 #[test]
@@ -149,13 +187,13 @@ fn the_norm_holds_squares_that_f32_does_not() {
 #[test]
 fn moments_fade_to_zero() {
     let Some(emulation) = Emulation::get() else { return };
-    for rule in RULES {
+    for rule in Rule::ALL {
         let mut before = state();
         before[1].fill(0.0);
         before[2].fill(f32::MIN_POSITIVE);
         let (after, _, _) = on_kernels(emulation, &Optimizer::new(rule), 0.0, &before, false);
         // The learning rate does not touch moments, but a decay in the gradient does.
-        if matches!(rule, Rule::AdamaxMtdnn | Rule::AdamaxW | Rule::AdamW) {
+        if !matches!(rule, Rule::Adamax | Rule::Sgd) {
             assert_eq!(after[2][5000..], vec![0.0; LEN - 5000], "{rule:?}");
         }
     }

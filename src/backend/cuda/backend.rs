@@ -202,7 +202,7 @@ impl CudaBackend {
                 tokens,
                 sequences: few(sequences, batch.sequences),
                 groups: few(groups, batch.groups),
-                predictions: predictions.next_multiple_of(LINE),
+                predictions: predictions.next_multiple_of(LINE).min(tokens),
             };
             let nowhere = |_: Var| ALIGNMENT as Address;
             let mut launches = Launches::new(0, extents, 0);

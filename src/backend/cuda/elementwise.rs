@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, blocks};
+use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, Target, blocks};
+use crate::tensor::DType;
 
 /// Threads of a block; a thread has eight elements, or 16 bytes.
 const THREADS: u32 = 256;
@@ -46,11 +47,19 @@ struct Accumulate {
     rows: RowCount,
     cols: u32,
     aligned: u32,
+    add: u32,
+    unused: u32,
 }
 
-/// `into += from`, both of one kind of element.
-pub fn accumulate(launches: &mut Launches, from: Operand, into: Operand) {
-    assert_eq!((from.dtype, from.cols), (into.dtype, into.cols), "a sum of two shapes");
+/// `into += from`, or `into = from`: both of one kind of element, or f32 into bf16.
+pub fn accumulate(launches: &mut Launches, from: Operand, Target { operand: into, add }: Target) {
+    assert_eq!(from.cols, into.cols, "a sum of two shapes");
+    let kernel = match (from.dtype, into.dtype) {
+        (DType::F32, DType::F32) => "accumulate_f32",
+        (DType::Bf16, DType::Bf16) => "accumulate_bf16",
+        (DType::F32, DType::Bf16) => "accumulate_rounded",
+        (from, into) => panic!("{from} into {into}"),
+    };
     let arguments = Accumulate {
         step: launches.step,
         from: from.address,
@@ -58,9 +67,11 @@ pub fn accumulate(launches: &mut Launches, from: Operand, into: Operand) {
         rows: into.rows,
         cols: into.cols,
         aligned: (from.address | into.address).is_multiple_of(16).into(),
+        add: add.into(),
+        unused: 0,
     };
     let grid = [blocks(into.most_elements(), 8 * THREADS), 1, 1];
-    launches.push(into.pick("accumulate_bf16", "accumulate_f32"), grid, THREADS, 0, &arguments);
+    launches.push(kernel, grid, THREADS, 0, &arguments);
 }
 
 /// The twin of `Drop` in `kernels/elementwise.cu`.

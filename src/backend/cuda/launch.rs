@@ -150,6 +150,13 @@ impl Operand {
         self.cols.is_multiple_of(8) && self.address.is_multiple_of(16)
     }
 
+    /// Some of its rows, a number that does not change.
+    pub(super) fn part(&self, first: u32, rows: u32) -> Self {
+        let element = self.dtype.words(4) as Address;
+        let address = self.address + Address::from(first) * Address::from(self.cols) * element;
+        Self { address, rows: RowCount::new(Rows::Fixed(rows as usize)), most_rows: rows, ..*self }
+    }
+
     /// Elements of the largest launch.
     pub(super) fn most_elements(&self) -> u32 {
         self.most_rows.checked_mul(self.cols).expect("fewer than 2^32 elements")
@@ -209,6 +216,16 @@ impl Launches {
     pub fn scratch(&mut self, bytes: usize) -> Address {
         self.scratch_bytes = self.scratch_bytes.max(bytes);
         self.scratch
+    }
+
+    /// Memory for an operation whose launches, which `make` adds, have scratch memory of their own beside it.
+    pub fn keeping(&mut self, bytes: usize, make: impl FnOnce(&mut Self, Address)) {
+        let kept = bytes.next_multiple_of(256);
+        let (start, before) = (self.scratch, std::mem::take(&mut self.scratch_bytes));
+        self.scratch += kept as Address;
+        make(self, start);
+        self.scratch = start;
+        self.scratch_bytes = before.max(kept + self.scratch_bytes);
     }
 
     /// The most that any operation asked for.

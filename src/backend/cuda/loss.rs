@@ -6,13 +6,13 @@ use super::launch::{Address, Launches, Operand, RowCount, blocks};
 use crate::tensor::DType;
 
 /// Up to as many classes a warp has a row.
-const FEW_CLASSES: u32 = 1024;
+pub(super) const FEW_CLASSES: u32 = 1024;
 /// Threads of blocks whose warps have a row each, and of those that have a row together.
-const FEW: u32 = 128;
-const MANY: u32 = 512;
+pub(super) const FEW: u32 = 128;
+pub(super) const MANY: u32 = 512;
 /// Threads of the block that takes a mean, and its bytes of shared memory.
-const MEAN: u32 = 512;
-const MEAN_SHARED: usize = 128;
+pub(super) const MEAN: u32 = 512;
+pub(super) const MEAN_SHARED: usize = 128;
 
 /// The twin of `Mean` in `kernels/loss.cu`.
 #[repr(C)]

@@ -4,7 +4,7 @@
 //! time are not still read: the plan decides, and `fused` asks it.
 
 use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, Target};
-use super::{activation, attention, elementwise, embedding, gather, gemm, loss, norm};
+use super::{activation, attention, elementwise, embedding, gather, gemm, loss, norm, vocabulary};
 use crate::tensor::{
     Access, Activation, DType, Dropout, Op, Origin, Precision, Program, Shape, Sink, TokenIndex, Var,
 };
@@ -44,7 +44,7 @@ fn readers(program: &Program) -> Vec<u32> {
     let count = operands().map(|(_, var)| var.index() + 1).max().unwrap_or(0);
     let mut readers = vec![0; count];
     for (access, var) in operands() {
-        readers[var.index()] += u32::from(access != Access::Write);
+        readers[var.index()] += u32::from(matches!(access, Access::Read | Access::Add));
     }
     readers
 }
@@ -220,7 +220,11 @@ impl Lowering<'_> {
                 let (logits, loss) = (self.get(launches, logits), self.get(launches, loss));
                 loss::cross_entropy(launches, logits, self.address(labels), loss);
             }
-            Op::VocabularyLoss { .. } => unimplemented!(),
+            Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy } => {
+                let map = self.vocabulary(launches, [x, weight, bias], labels, logits, softmax);
+                let (loss, accuracy) = (self.get(launches, loss), self.get(launches, accuracy));
+                vocabulary::forward(launches, &map, loss, accuracy);
+            }
             Op::SquaredError { predictions, targets, loss } => {
                 let [predictions, targets, loss] =
                     [predictions, targets, loss].map(|v| self.get(launches, v));
@@ -232,8 +236,8 @@ impl Lowering<'_> {
             }
             Op::Fill { out, value } => elementwise::fill(launches, self.get(launches, out), value),
             Op::Accumulate { from, into } => {
-                let (from, into) = (self.get(launches, from), self.get(launches, into));
-                elementwise::accumulate(launches, from, into);
+                let (from, operand) = (self.get(launches, from), self.get(launches, into));
+                elementwise::accumulate(launches, from, Target { operand, add: true });
             }
             Op::EmbeddingGrad { index, d_out, d_word, d_position, d_token_type } => {
                 let [d_word, d_position, d_token_type] =
@@ -311,7 +315,28 @@ impl Lowering<'_> {
                 let [logits, d_loss, d_logits] = [logits, d_loss, d_logits].map(|v| self.get(launches, v));
                 loss::cross_entropy_gradient(launches, logits, self.address(labels), d_loss, d_logits);
             }
-            Op::VocabularyLossGrad { .. } => unimplemented!(),
+            Op::VocabularyLossGrad {
+                x,
+                weight,
+                bias,
+                labels,
+                softmax,
+                d_loss,
+                logits,
+                d_logits,
+                d_x,
+                d_weight,
+                d_bias,
+            } => {
+                let map = self.vocabulary(launches, [x, weight, bias], labels, logits, softmax);
+                let gradients = vocabulary::Gradients {
+                    d_logits: d_logits.map(|d_logits| self.get(launches, d_logits)),
+                    d_x: self.target(launches, d_x),
+                    d_weight: self.target(launches, d_weight),
+                    d_bias: self.target(launches, d_bias),
+                };
+                vocabulary::backward(launches, &map, self.get(launches, d_loss), &gradients);
+            }
             Op::SquaredErrorGrad { predictions, targets, d_loss, d_predictions } => {
                 let [predictions, targets] = [predictions, targets].map(|v| self.get(launches, v));
                 let (d_loss, d_predictions) = (self.get(launches, d_loss), self.get(launches, d_predictions));
@@ -383,6 +408,24 @@ impl Lowering<'_> {
     ) -> loss::Candidates {
         let scores = self.get(launches, scores);
         loss::Candidates { scores, groups: self.address(groups), positives: self.address(positives), gamma }
+    }
+
+    fn vocabulary(
+        &self,
+        launches: &Launches,
+        [x, weight, bias]: [Var; 3],
+        labels: Var,
+        logits: Var,
+        softmax: Var,
+    ) -> vocabulary::Vocabulary {
+        vocabulary::Vocabulary {
+            x: self.get(launches, x),
+            weight: self.weight(launches, weight),
+            bias: self.get(launches, bias),
+            labels: self.address(labels),
+            logits: self.get(launches, logits),
+            softmax: self.get(launches, softmax),
+        }
     }
 
     fn indices(&self, index: &TokenIndex) -> Vec<Var> {

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`lower`] | from operations to launches: the `match` over [`Op`](crate::tensor::Op) |
-//! | [`gemm`], [`attention`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`update`] | what each group of kernels takes, and with how many blocks |
+//! | [`gemm`], [`attention`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`vocabulary`], [`update`] | what each group of kernels takes, and with how many blocks |
 //! | [`launch`] | launches as plain data, made without a device |
 //! | [`images`], [`nvrtc`], [`figures`], [`arch`] | from the sources in `kernels/` to what a device loads |
 //! | [`backend`], [`device`], [`probe`] | one slab, one stream, captured graphs; what devices there are |
@@ -28,3 +28,4 @@ pub mod nvrtc;
 pub mod probe;
 mod sums;
 pub mod update;
+pub mod vocabulary;

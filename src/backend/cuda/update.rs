@@ -23,24 +23,24 @@ pub struct UpdateGroup {
     rate: f32,
     kept: f32,
     weight_decay: f32,
+    first_correction: f32,
     second_correction: f32,
     zero_gradient: u32,
-    unused: u32,
 }
 
 impl UpdateGroup {
     /// A group as the kernels read it.
     pub fn new(optimizer: &Optimizer, group: &Group) -> Self {
-        let Scalars { rate, kept, second_correction } = Scalars::new(optimizer, group);
+        let Scalars { rate, kept, first_correction, second_correction } = Scalars::new(optimizer, group);
         Self {
             first: group.range.start as u64,
             count: group.range.len() as u64,
             rate,
             kept,
             weight_decay: group.weight_decay,
+            first_correction,
             second_correction,
             zero_gradient: group.zero_gradient.into(),
-            unused: 0,
         }
     }
 
@@ -131,6 +131,15 @@ struct Update {
     epsilon: f32,
 }
 
+/// The twin of `Lamb` in `kernels/update.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Lamb {
+    update: Update,
+    partials: Address,
+    rates: Address,
+}
+
 /// Clips the groups' gradients to a global norm of `clip`, where that is not 0, and updates parameters, moments and
 /// the copy. Where the norm is not finite, nothing is updated.
 pub fn update(launches: &mut Launches, optimizer: &Optimizer, clip: f32, buffers: &Buffers) {
@@ -145,13 +154,6 @@ pub fn update(launches: &mut Launches, optimizer: &Optimizer, clip: f32, buffers
     let scale = ClipScale { partials, clip: buffers.clip, parts, most: clip };
     launches.push("clip_scale", [1, 1, 1], PARTS, PARTS as usize / 32 * size_of::<f64>(), &scale);
     let Optimizer { rule, beta1, beta2, epsilon } = *optimizer;
-    let kernel = match rule {
-        Rule::AdamaxMtdnn => "update_adamax_mtdnn",
-        Rule::AdamaxW => "update_adamax_w",
-        Rule::Adamax => "update_adamax",
-        Rule::AdamW => "update_adam_w",
-        Rule::Sgd => "update_sgd",
-    };
     let update = Update {
         groups,
         clip: buffers.clip,
@@ -165,5 +167,27 @@ pub fn update(launches: &mut Launches, optimizer: &Optimizer, clip: f32, buffers
         beta2,
         epsilon,
     };
+    let kernel = match rule {
+        Rule::AdamaxMtdnn => "update_adamax_mtdnn",
+        Rule::AdamaxW => "update_adamax_w",
+        Rule::Adamax => "update_adamax",
+        Rule::AdamW => "update_adam_w",
+        Rule::AdamBert => "update_adam_bert",
+        Rule::Sgd => "update_sgd",
+        Rule::Lamb => return lamb(launches, update, chunks),
+    };
     launches.push(kernel, [chunks, 1, 1], THREADS, 0, &update);
+}
+
+/// The passes of [`Rule::Lamb`]: the moments and the parts of each group's norms, the groups' rates, the parameters.
+fn lamb(launches: &mut Launches, update: Update, chunks: u32) {
+    let groups = update.group_count;
+    let sums = (chunks + groups) as usize * size_of::<[f64; 2]>();
+    // Over the parts of the gradient's norm, which have been added up by then.
+    let partials = launches.scratch(sums + groups as usize * size_of::<f32>());
+    let arguments = Lamb { update, partials, rates: partials + sums as Address };
+    let shared = THREADS as usize / 32 * size_of::<f64>();
+    launches.push("lamb_moments", [chunks, 1, 1], THREADS, shared, &arguments);
+    launches.push("lamb_rates", [groups, 1, 1], THREADS, shared, &arguments);
+    launches.push("lamb_parameters", [chunks, 1, 1], THREADS, 0, &arguments);
 }
