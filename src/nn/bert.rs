@@ -1,6 +1,6 @@
 //! BERT's encoder (Devlin et al. 2018): embeddings, post-norm transformer layers, pooler.
 
-use super::config::{BertConfig, HiddenAct};
+use super::config::BertConfig;
 use super::parameters::{Init, ParameterTable};
 use crate::tensor::{Activation, Dropout, Tape, TokenIndex, Var};
 
@@ -52,18 +52,29 @@ impl Bert {
 
     /// Records what [`Bert::pool`] needs: the last layer's output at each sequence's first token alone,
     /// `[sequences, hidden]`.
+    pub fn encode_first(&self, tape: &mut Tape, index: TokenIndex) -> Var {
+        let [first] = self.encode_picked(tape, index, [Picked::first(index)]);
+        first
+    }
+
+    /// Records the last layer's output at some token rows alone: for each pick `[picked, hidden]`.
     ///
     /// The numbers are those of [`Bert::encode`], bit for bit, but three quarters of the last layer's products are
     /// not computed for rows that nobody reads: an eighth of a six-layer model's step.
-    pub fn encode_first(&self, tape: &mut Tape, index: TokenIndex) -> Var {
+    pub fn encode_picked<const N: usize>(
+        &self,
+        tape: &mut Tape,
+        index: TokenIndex,
+        picks: [Picked; N],
+    ) -> [Var; N] {
         let mut x = self.embed(tape, index);
         let Some((last, layers)) = self.layers.split_last() else {
-            return tape.gather(x, index.starts);
+            return picks.map(|picked| tape.gather(x, picked.rows));
         };
         for layer in layers {
             x = layer.record(tape, x, index, &self.config);
         }
-        last.record_first(tape, x, index, &self.config)
+        last.record_picked(tape, x, index, picks, &self.config)
     }
 
     /// Records the pooler: `tanh` of a linear map of each sequence's first token, `[sequences, hidden]`.
@@ -71,14 +82,36 @@ impl Bert {
         self.pooler.record(tape, first, Activation::Tanh)
     }
 
+    /// The word embedding, `[vocabulary, hidden]`: the value that [`Bert::encode`] reads, for a map tied to it.
+    pub(super) fn word_table(&self, tape: &mut Tape) -> Var {
+        tape.parameter(&self.word.name, self.word.offset, self.word.rows, self.config.hidden_size)
+    }
+
     fn embed(&self, tape: &mut Tape, index: TokenIndex) -> Var {
-        let tables = [&self.word, &self.position, &self.token_type]
+        let word = self.word_table(tape);
+        let [position, token_type] = [&self.position, &self.token_type]
             .map(|table| tape.parameter(&table.name, table.offset, table.rows, self.config.hidden_size));
-        let sum = tape.embedding(index, tables[0], tables[1], tables[2]);
+        let sum = tape.embedding(index, word, position, token_type);
         let off = tape.dropout_site(0.0);
         let normed = self.norm.record(tape, sum, None, off, index.places, &self.config);
         let dropout = tape.dropout_site(self.config.hidden_dropout_prob as f32);
         tape.drop(normed, Some(index.places), dropout)
+    }
+}
+
+/// Token rows that are read of the last layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked {
+    /// Which, u32 `[picked, 1]`; none twice.
+    pub rows: Var,
+    /// Their places, u32 `[picked, 1]`: the keys of their dropout.
+    pub places: Var,
+}
+
+impl Picked {
+    /// The first token of each sequence.
+    pub fn first(index: TokenIndex) -> Self {
+        Self { rows: index.starts, places: index.first_places }
     }
 }
 
@@ -121,7 +154,7 @@ struct Table {
 }
 
 #[derive(Clone, Debug)]
-struct Norm {
+pub(super) struct Norm {
     name: String,
     gamma: usize,
     beta: usize,
@@ -129,13 +162,13 @@ struct Norm {
 }
 
 impl Norm {
-    fn new(table: &mut ParameterTable, name: &str, cols: usize) -> Self {
+    pub(super) fn new(table: &mut ParameterTable, name: &str, cols: usize) -> Self {
         let gamma = table.add(format!("{name}.weight"), &[cols], Init::Ones);
         let beta = table.add(format!("{name}.bias"), &[cols], Init::Zeros);
         Self { name: name.to_string(), gamma, beta, cols }
     }
 
-    fn record(
+    pub(super) fn record(
         &self,
         tape: &mut Tape,
         x: Var,
@@ -194,15 +227,26 @@ impl Layer {
     /// `[tokens, hidden]` to `[tokens, hidden]`.
     fn record(&self, tape: &mut Tape, x: Var, index: TokenIndex, config: &BertConfig) -> Var {
         let context = self.attend(tape, x, index, config);
-        self.transform(tape, context, x, index.places, config)
+        let sites = self.dropout_sites(tape, config);
+        self.transform(tape, context, x, index.places, sites, config)
     }
 
-    /// As [`Layer::record`], for each sequence's first token alone: `[tokens, hidden]` to `[sequences, hidden]`.
-    fn record_first(&self, tape: &mut Tape, x: Var, index: TokenIndex, config: &BertConfig) -> Var {
+    /// As [`Layer::record`], for some tokens alone: `[tokens, hidden]` to `[picked, hidden]` for each pick.
+    fn record_picked<const N: usize>(
+        &self,
+        tape: &mut Tape,
+        x: Var,
+        index: TokenIndex,
+        picks: [Picked; N],
+        config: &BertConfig,
+    ) -> [Var; N] {
         let context = self.attend(tape, x, index, config);
-        let context = tape.gather(context, index.starts);
-        let x = tape.gather(x, index.starts);
-        self.transform(tape, context, x, index.first_places, config)
+        let sites = self.dropout_sites(tape, config);
+        picks.map(|Picked { rows, places }| {
+            let context = tape.gather(context, rows);
+            let x = tape.gather(x, rows);
+            self.transform(tape, context, x, places, sites, config)
+        })
     }
 
     /// Attention among the tokens of each sequence: the only place where rows meet.
@@ -212,20 +256,25 @@ impl Layer {
         tape.attention(qkv, index, config.num_attention_heads, dropout)
     }
 
+    /// The sites of [`Layer::transform`], the same for every pick of rows: a row's key alone says what it drops.
+    fn dropout_sites(&self, tape: &mut Tape, config: &BertConfig) -> [Dropout; 2] {
+        [(); 2].map(|()| tape.dropout_site(config.hidden_dropout_prob as f32))
+    }
+
     /// The rest of the layer, row by row: output map and feed-forward network, each added to its input and normed.
-    fn transform(&self, tape: &mut Tape, context: Var, x: Var, keys: Var, config: &BertConfig) -> Var {
-        let dropout = config.hidden_dropout_prob as f32;
-        let activation = match config.hidden_act {
-            HiddenAct::Gelu => Activation::Gelu,
-            HiddenAct::GeluNew => Activation::GeluTanh,
-            HiddenAct::Relu => Activation::Relu,
-        };
+    fn transform(
+        &self,
+        tape: &mut Tape,
+        context: Var,
+        x: Var,
+        keys: Var,
+        sites: [Dropout; 2],
+        config: &BertConfig,
+    ) -> Var {
         let attended = self.attention_output.record(tape, context, Activation::Identity);
-        let site = tape.dropout_site(dropout);
-        let h = self.attention_norm.record(tape, attended, Some(x), site, keys, config);
-        let wide = self.intermediate.record(tape, h, activation);
+        let h = self.attention_norm.record(tape, attended, Some(x), sites[0], keys, config);
+        let wide = self.intermediate.record(tape, h, config.hidden_act.activation());
         let narrow = self.output.record(tape, wide, Activation::Identity);
-        let site = tape.dropout_site(dropout);
-        self.output_norm.record(tape, narrow, Some(h), site, keys, config)
+        self.output_norm.record(tape, narrow, Some(h), sites[1], keys, config)
     }
 }

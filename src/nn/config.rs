@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use crate::tensor::Activation;
+
 /// A BERT encoder's sizes and rates. The default is BERT-base, uncased (Devlin et al. 2019, section 3).
 ///
 /// Field names are those of Hugging Face. Through serde (the run file) an unknown key is an error;
@@ -54,6 +56,17 @@ pub enum HiddenAct {
     /// `max(x, 0)`.
     #[serde(rename = "relu")]
     Relu,
+}
+
+impl HiddenAct {
+    /// What a linear map is recorded with.
+    pub(super) fn activation(self) -> Activation {
+        match self {
+            HiddenAct::Gelu => Activation::Gelu,
+            HiddenAct::GeluNew => Activation::GeluTanh,
+            HiddenAct::Relu => Activation::Relu,
+        }
+    }
 }
 
 /// A configuration file that cannot be used.
@@ -146,10 +159,11 @@ impl BertConfig {
         Self::from_object(&object).map_err(|error| ConfigError::Field { path: path.into(), error })
     }
 
-    /// Writes the `config.json` that [`BertConfig::from_file`] and `transformers` read.
-    pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
+    /// Writes the `config.json` that [`BertConfig::from_file`] and `transformers` read; `architecture` is the class of
+    /// `transformers` that the weights beside it are for.
+    pub fn save(&self, path: &Path, architecture: &str) -> Result<(), ConfigError> {
         let mut object = json!(self);
-        object["architectures"] = json!(["BertModel"]);
+        object["architectures"] = json!([architecture]);
         object["model_type"] = json!("bert");
         object["pad_token_id"] = json!(0);
         object["position_embedding_type"] = json!("absolute");
@@ -362,7 +376,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let config = BertConfig { hidden_act: HiddenAct::GeluNew, layer_norm_eps: 1e-5, ..shape(3, 192) };
-        config.save(&path).unwrap();
+        config.save(&path, "BertModel").unwrap();
         assert_eq!(BertConfig::from_file(&path).unwrap(), config);
         let written: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(written["architectures"], json!(["BertModel"]));

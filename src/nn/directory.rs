@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{BertConfig, ConfigError};
 use super::model::Model;
+use super::parameters::{Parameter, ParameterTable};
+use super::pretraining::PretrainingModel;
 use super::weights::{self, Expected, Report, WeightsError};
 use crate::data::{DataError, TaskSpec, Tokenizer};
 
@@ -256,13 +258,55 @@ pub fn load_parameters(
             required: all || !parameter.name.starts_with("pooler."),
         })
         .collect();
-    let report = weights::load(&directory.join(WEIGHTS), &expected, |index, tensor| {
+    load(directory, model.parameters(), &asked, &expected, &fresh, seed, values)
+}
+
+/// Reads the parameters of an encoder with pre-training heads into `values`, the flat parameter buffer.
+///
+/// Encoder tensors must be there. The pooler and the heads are initialised from `seed` where they are missing; with
+/// `all` that is an error.
+pub fn load_pretraining(
+    directory: &Path,
+    model: &PretrainingModel,
+    seed: u64,
+    all: bool,
+    values: &mut [f32],
+) -> Result<Loaded, DirectoryError> {
+    let asked: Vec<&Parameter> = model.parameters().parameters().iter().collect();
+    let optional = |name: &str| name.starts_with("pooler.") || is_pretraining_head(name);
+    let expected: Vec<Expected> = asked
+        .iter()
+        .map(|parameter| Expected {
+            name: parameter.name.clone(),
+            shape: parameter.shape.clone(),
+            required: all || !optional(&parameter.name),
+        })
+        .collect();
+    load(directory, model.parameters(), &asked, &expected, &[], seed, values)
+}
+
+/// Whether a tensor belongs to the heads of pre-training.
+pub fn is_pretraining_head(name: &str) -> bool {
+    name.starts_with("cls.")
+}
+
+/// Reads the parameters that are `asked` for, each as `expected`, and initialises those that are missing and the `fresh`.
+fn load(
+    directory: &Path,
+    table: &ParameterTable,
+    asked: &[&Parameter],
+    expected: &[Expected],
+    fresh: &[&Parameter],
+    seed: u64,
+    values: &mut [f32],
+) -> Result<Loaded, DirectoryError> {
+    let report = weights::load(&directory.join(WEIGHTS), expected, |index, tensor| {
         values[asked[index].range()].copy_from_slice(tensor);
     })?;
     let absent = asked.iter().filter(|parameter| report.missing.contains(&parameter.name));
     let mut initialised = Vec::new();
-    for parameter in absent.chain(&fresh) {
-        model.parameters().initialise(parameter, seed, &mut values[parameter.range()]);
+    for parameter in absent.chain(fresh) {
+        table.initialise(parameter, seed, &mut values[parameter.range()]);
         initialised.push(parameter.name.clone());
     }
     Ok(Loaded { report, initialised })
@@ -276,7 +320,7 @@ pub fn save(
     max_length: usize,
     values: &[f32],
 ) -> Result<(), DirectoryError> {
-    model.config().save(&directory.join(CONFIG))?;
+    model.config().save(&directory.join(CONFIG), "BertModel")?;
     tokenizer.save(directory)?;
     let description = Description {
         format: FORMAT,
@@ -288,19 +332,43 @@ pub fn save(
     let path = directory.join(DESCRIPTION);
     let text = serde_json::to_string_pretty(&description).expect("plain data") + "\n";
     fs::write(&path, text).map_err(|source| DirectoryError::Write { path, source })?;
-    let tensors: Vec<_> = model
-        .parameters()
-        .parameters()
-        .iter()
-        .map(|parameter| (parameter.name.clone(), parameter.shape.clone(), &values[parameter.range()]))
-        .collect();
-    weights::save(&directory.join(WEIGHTS), &tensors, &[])?;
-    Ok(())
+    save_weights(directory, model.parameters(), values, str::to_string)
 }
 
-/// The bytes that [`save`] writes, nearly.
-pub fn bytes_of(model: &Model, tokenizer: &Tokenizer) -> u64 {
-    model.parameters().count() as u64 * 4 + tokenizer.vocab_size() as u64 * 64 + (1 << 16)
+/// Writes the files of an encoder with pre-training heads into `directory`, which exists.
+///
+/// `transformers` loads it as `BertForPreTraining`: beside the heads' `cls.` the encoder's names need their `bert.`,
+/// and the decoder is the word embedding.
+pub fn save_pretraining(
+    directory: &Path,
+    model: &PretrainingModel,
+    tokenizer: &Tokenizer,
+    values: &[f32],
+) -> Result<(), DirectoryError> {
+    model.config().save(&directory.join(CONFIG), "BertForPreTraining")?;
+    tokenizer.save(directory)?;
+    save_weights(directory, model.parameters(), values, |name| {
+        if is_pretraining_head(name) { name.to_string() } else { format!("bert.{name}") }
+    })
+}
+
+fn save_weights(
+    directory: &Path,
+    table: &ParameterTable,
+    values: &[f32],
+    name: impl Fn(&str) -> String,
+) -> Result<(), DirectoryError> {
+    let tensors: Vec<_> = table
+        .parameters()
+        .iter()
+        .map(|parameter| (name(&parameter.name), parameter.shape.clone(), &values[parameter.range()]))
+        .collect();
+    Ok(weights::save(&directory.join(WEIGHTS), &tensors, &[])?)
+}
+
+/// The bytes that saving so many parameters and a vocabulary writes, nearly.
+pub fn bytes_of(parameters: &ParameterTable, tokenizer: &Tokenizer) -> u64 {
+    parameters.count() as u64 * 4 + tokenizer.vocab_size() as u64 * 64 + (1 << 16)
 }
 
 #[cfg(test)]

@@ -4,12 +4,17 @@ mod bert;
 mod config;
 pub mod directory;
 mod heads;
+mod inputs;
 mod model;
 mod parameters;
+mod pretraining;
 pub mod weights;
 
-pub use bert::Bert;
+pub use bert::{Bert, Picked};
 pub use config::{BertConfig, ConfigError, FieldError, HiddenAct};
 pub use heads::{Answers, Head};
 pub use model::{Model, Recorded, extents};
 pub use parameters::{Init, Parameter, ParameterTable};
+pub use pretraining::{
+    PretrainingInputs, PretrainingModel, RecordedFilling, RecordedPretraining, masked_extents,
+};

@@ -5,10 +5,11 @@ use std::ops::Range;
 use super::bert::Bert;
 use super::config::BertConfig;
 use super::heads::{Answers, Head};
+use super::inputs::{Inputs, token_index};
 use super::parameters::ParameterTable;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, TaskSpec};
-use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
+use crate::tensor::{Extents, Mode, Precision, Program, Tape, TokenIndex, Var};
 
 /// The shape of a multi-task model; its numbers lie in a backend's parameter buffer.
 #[derive(Clone, Debug)]
@@ -163,24 +164,13 @@ impl Recorded {
     /// Writes what the program reads of a batch to its places.
     pub fn write(&self, backend: &mut dyn Backend, batch: &Batch) -> Result<(), BackendError> {
         let extents = extents(batch);
-        let mut write = |var: Var, bytes: &[u8]| {
-            if !self.program.uses(var) {
-                return Ok(());
-            }
-            backend.write(self.program.span(var, &extents), bytes)
-        };
-        write(self.index.ids, bytemuck::cast_slice(&batch.ids))?;
-        write(self.index.types, bytemuck::cast_slice(&batch.types))?;
-        write(self.index.places, bytemuck::cast_slice(&batch.places))?;
-        write(self.index.order, bytemuck::cast_slice(&batch.order))?;
-        write(self.index.starts, bytemuck::cast_slice(&batch.starts))?;
-        write(self.index.ends, bytemuck::cast_slice(&batch.ends))?;
-        write(self.index.first_places, bytemuck::cast_slice(&batch.first_places))?;
+        let mut inputs = Inputs { program: &self.program, backend, extents };
+        inputs.write_tokens(&self.index, batch)?;
         if let Some(answers) = &self.answers {
-            write(answers.labels, bytemuck::cast_slice(&batch.labels))?;
-            write(answers.targets, bytemuck::cast_slice(&batch.targets))?;
-            write(answers.groups, bytemuck::cast_slice(&batch.groups))?;
-            write(answers.positives, bytemuck::cast_slice(&batch.labels))?;
+            inputs.write(answers.labels, &batch.labels)?;
+            inputs.write(answers.targets, &batch.targets)?;
+            inputs.write(answers.groups, &batch.groups)?;
+            inputs.write(answers.positives, &batch.labels)?;
         }
         Ok(())
     }
@@ -190,16 +180,4 @@ impl Recorded {
 pub fn extents(batch: &Batch) -> Extents {
     let (tokens, sequences, groups) = (batch.tokens(), batch.sequences(), batch.examples());
     Extents { tokens, sequences, groups, predictions: 0 }
-}
-
-fn token_index(tape: &mut Tape) -> TokenIndex {
-    TokenIndex {
-        ids: tape.input("ids", DType::U32, Rows::Tokens, 1),
-        types: tape.input("types", DType::U32, Rows::Tokens, 1),
-        places: tape.input("places", DType::U32, Rows::Tokens, 1),
-        order: tape.input("order", DType::U32, Rows::Tokens, 1),
-        starts: tape.input("starts", DType::U32, Rows::Sequences, 1),
-        ends: tape.input("ends", DType::U32, Rows::Sequences, 1),
-        first_places: tape.input("first_places", DType::U32, Rows::Sequences, 1),
-    }
 }
