@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::evaluate::Evaluation;
@@ -11,8 +12,9 @@ use super::store;
 use super::trainer::Progress;
 use crate::backend::Backend;
 use crate::data::Tokenizer;
+use crate::nn::ParameterTable;
+use crate::nn::directory::{self, DirectoryError};
 use crate::nn::weights::{self, Expected};
-use crate::nn::{Model, directory};
 use crate::tensor::{Space, Span};
 
 /// Everything but the numbers that going on exactly needs.
@@ -38,10 +40,11 @@ const SPACES: [(Space, &str); 3] = [
     (Space::SecondMoment, "second_moment"),
 ];
 
-/// Saves parameters, moments and `state` as `state/` of the run directory.
+/// Saves parameters, moments and `state` as `state/` of the run directory, as it is after so many `updates`.
 pub fn save_state(
     run: &Path,
-    state: &State,
+    updates: u64,
+    state: &impl Serialize,
     parameters: usize,
     backend: &mut dyn Backend,
 ) -> anyhow::Result<()> {
@@ -50,7 +53,7 @@ pub fn save_state(
         .map(|&(space, _)| read_buffer(backend, space, parameters))
         .collect::<anyhow::Result<_>>()?;
     let bytes = parameters as u64 * 12 + (1 << 16);
-    store::save(run, store::STATE, state.progress.updates, bytes, |directory| {
+    store::save(run, store::STATE, updates, bytes, |directory| {
         let text = serde_json::to_string_pretty(state)?;
         fs::write(directory.join(PROGRESS), text + "\n")?;
         let tensors: Vec<_> = SPACES
@@ -64,7 +67,11 @@ pub fn save_state(
 }
 
 /// Reads a state directory back into the backend.
-pub fn load_state(directory: &Path, parameters: usize, backend: &mut dyn Backend) -> anyhow::Result<State> {
+pub fn load_state<State: DeserializeOwned>(
+    directory: &Path,
+    parameters: usize,
+    backend: &mut dyn Backend,
+) -> anyhow::Result<State> {
     let path = directory.join(PROGRESS);
     let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let state =
@@ -82,20 +89,19 @@ pub fn load_state(directory: &Path, parameters: usize, backend: &mut dyn Backend
     Ok(state)
 }
 
-/// Saves the parameters as the model directory `name` of the run directory.
+/// Saves the parameters as the model directory `name` of the run directory; `write` puts its files into a directory.
 pub fn save_model(
     run: &Path,
     name: &str,
     updates: u64,
-    model: &Model,
+    parameters: &ParameterTable,
     tokenizer: &Tokenizer,
-    max_length: usize,
     backend: &mut dyn Backend,
+    write: impl FnOnce(&Path, &[f32]) -> Result<(), DirectoryError>,
 ) -> anyhow::Result<()> {
-    let values = read_buffer(backend, Space::Parameters, model.parameters().len())?;
-    store::save(run, name, updates, directory::bytes_of(model, tokenizer), |path| {
-        Ok(directory::save(path, model, tokenizer, max_length, &values)?)
-    })?;
+    let values = read_buffer(backend, Space::Parameters, parameters.len())?;
+    let bytes = directory::bytes_of(parameters, tokenizer);
+    store::save(run, name, updates, bytes, |path| Ok(write(path, &values)?))?;
     Ok(())
 }
 

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::pretrain::PretrainConfig;
 use super::schedule::ScheduleKind;
 use crate::backend::Rule;
+use crate::data::VocabularyConfig;
 use crate::data::batch::MAX_SEQUENCE;
 use crate::nn::BertConfig;
 
@@ -21,6 +23,12 @@ pub struct RunConfig {
     pub model: ModelConfig,
     /// How it is trained.
     pub train: TrainConfig,
+    /// How `pretrain` makes an encoder; no part of a run on tasks, so that its saved settings do not hold it.
+    #[serde(skip_serializing)]
+    pub pretrain: Option<PretrainConfig>,
+    /// What `vocab` makes the vocabulary from; no part of a run, so that a run's saved settings do not hold it.
+    #[serde(skip_serializing)]
+    pub vocab: VocabularyConfig,
     /// The tasks, in the order of their heads.
     #[serde(rename = "task", skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<crate::data::TaskEntry>,
@@ -33,6 +41,8 @@ impl Default for RunConfig {
             seed: 2018,
             model: ModelConfig::default(),
             train: TrainConfig::default(),
+            pretrain: None,
+            vocab: VocabularyConfig::default(),
             tasks: Vec::new(),
         }
     }
@@ -184,37 +194,68 @@ impl From<EvalEvery> for String {
 
 /// A value of the run file that cannot be trained with.
 #[derive(Debug, thiserror::Error)]
-#[error("train.{field}: {problem}")]
+#[error("{table}.{field}: {problem}")]
 pub struct ConfigValueError {
+    table: &'static str,
     field: &'static str,
     problem: String,
+}
+
+impl ConfigValueError {
+    pub(super) fn new(table: &'static str, field: &'static str, problem: String) -> Self {
+        Self { table, field, problem }
+    }
+}
+
+/// Checks the ranges of what training and pre-training have in common.
+pub(super) fn check_recipe(table: &'static str, recipe: &Recipe) -> Result<(), ConfigValueError> {
+    let fail = |field, problem: String| Err(ConfigValueError { table, field, problem });
+    let Recipe { learning_rate, accumulation, warmup, clip, weight_decay, dropout } = *recipe;
+    if !(learning_rate.is_finite() && learning_rate >= 0.0) {
+        let problem = format!("{learning_rate} is not a number of at least 0; 5e-5 is usual");
+        return fail("learning_rate", problem);
+    }
+    if accumulation == 0 {
+        return fail("accumulation", "give 1 to update after every batch".into());
+    }
+    if !(0.0..=1.0).contains(&warmup) {
+        return fail("warmup", format!("{warmup} is not a share in [0, 1]"));
+    }
+    if !(clip.is_finite() && clip >= 0.0) {
+        return fail("clip", format!("{clip} is not a norm of at least 0; 0 clips nothing"));
+    }
+    if !(weight_decay.is_finite() && weight_decay >= 0.0) {
+        return fail("weight_decay", format!("{weight_decay} is not a number of at least 0"));
+    }
+    if let Some(dropout) = dropout
+        && !(0.0..1.0).contains(&dropout)
+    {
+        return fail("dropout", format!("{dropout} is not a probability in [0, 1)"));
+    }
+    Ok(())
+}
+
+/// What training and pre-training have in common.
+pub(super) struct Recipe {
+    pub(super) learning_rate: f64,
+    pub(super) accumulation: u32,
+    pub(super) warmup: f64,
+    pub(super) clip: f32,
+    pub(super) weight_decay: f32,
+    pub(super) dropout: Option<f64>,
 }
 
 impl TrainConfig {
     /// Checks every number's range.
     pub fn validate(&self) -> Result<(), ConfigValueError> {
-        let fail = |field, problem: String| Err(ConfigValueError { field, problem });
-        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
-            let problem = format!("{} is not a number of at least 0; 5e-5 is usual", self.learning_rate);
-            return fail("learning_rate", problem);
-        }
+        let fail = |field, problem: String| Err(ConfigValueError::new("train", field, problem));
+        let Self { learning_rate, accumulation, warmup, clip, weight_decay, dropout, .. } = *self;
+        check_recipe("train", &Recipe { learning_rate, accumulation, warmup, clip, weight_decay, dropout })?;
         if self.epochs == 0 {
             return fail("epochs", "0 epochs train nothing; give 1 or more".into());
         }
         if self.batch_size == 0 {
             return fail("batch_size", "0 examples are no batch; 32 is usual".into());
-        }
-        if self.accumulation == 0 {
-            return fail("accumulation", "give 1 to update after every batch".into());
-        }
-        if !(0.0..=1.0).contains(&self.warmup) {
-            return fail("warmup", format!("{} is not a share in [0, 1]", self.warmup));
-        }
-        if !(self.clip.is_finite() && self.clip >= 0.0) {
-            return fail("clip", format!("{} is not a norm of at least 0; 0 clips nothing", self.clip));
-        }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return fail("weight_decay", format!("{} is not a number of at least 0", self.weight_decay));
         }
         if self.max_length < 4 {
             let problem =
@@ -223,11 +264,6 @@ impl TrainConfig {
         }
         if self.max_length > MAX_SEQUENCE {
             return fail("max_length", format!("{} tokens; {MAX_SEQUENCE} is the most", self.max_length));
-        }
-        if let Some(dropout) = self.dropout
-            && !(0.0..1.0).contains(&dropout)
-        {
-            return fail("dropout", format!("{dropout} is not a probability in [0, 1)"));
         }
         Ok(())
     }

@@ -1,14 +1,17 @@
-//! Which parameters no task trains.
+//! Which parameters no program trains.
 
 use std::ops::Range;
 
 use super::error::TrainError;
-use crate::nn::{Model, Parameter, Recorded};
+use crate::nn::{Parameter, ParameterTable};
+use crate::tensor::Program;
 
-/// Refuses a parameter that no task's backward pass stores a gradient for.
-pub(super) fn check_every_parameter_is_trained(model: &Model, steps: &[Recorded]) -> Result<(), TrainError> {
-    let mut ranges: Vec<Range<usize>> =
-        steps.iter().flat_map(|recorded| recorded.program.gradient_ranges()).collect();
+/// Refuses a parameter that no program's backward pass stores a gradient for.
+pub(super) fn check_every_parameter_is_trained<'a>(
+    parameters: &ParameterTable,
+    programs: impl Iterator<Item = &'a Program>,
+) -> Result<(), TrainError> {
+    let mut ranges: Vec<Range<usize>> = programs.flat_map(Program::gradient_ranges).collect();
     ranges.sort_by_key(|range| range.start);
     let covered = |parameter: &Parameter| {
         let mut reached = parameter.offset;
@@ -19,8 +22,7 @@ pub(super) fn check_every_parameter_is_trained(model: &Model, steps: &[Recorded]
         }
         reached >= parameter.range().end
     };
-    let untrained: Vec<&str> = model
-        .parameters()
+    let untrained: Vec<&str> = parameters
         .parameters()
         .iter()
         .filter(|parameter| !covered(parameter))

@@ -54,6 +54,16 @@ pub enum TrainError {
         /// Rows of the position table.
         positions: usize,
     },
+    /// A phase of pre-training with sequences longer than the position table.
+    #[error(
+        "phases: sequences of {length} tokens exceed the model's {positions} positions; make the phase shorter, or          the model's max_position_embeddings larger"
+    )]
+    PhaseTooLong {
+        /// Tokens of the phase's longest sequence.
+        length: usize,
+        /// Rows of the position table.
+        positions: usize,
+    },
     /// Training has diverged.
     #[error(
         "the {what} of task {task} is {value} at step {step}: training has diverged. Nothing of it is saved; \

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`config`] | the run file: every setting and its default |
 //! | [`prepare`] | what it names: tasks, token ids, an encoder |
-//! | [`run`] | a whole run and its directory |
+//! | [`run`], [`monitor`], `keeper`, `settings` | a whole run and its directory; what it tells, and what it writes down |
+//! | [`pretrain`] | stage one: masked words and next sentences |
 //! | [`trainer`], [`error`], `coverage` | the loop: Algorithm 1, steps, updates, when to measure and to save; what makes it impossible |
 //! | [`check`] | one step on two backends, operation by operation |
+//! | `groups` | what of the parameters an update takes together |
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
 //! | [`baseline`] | the figures that a model has to beat |
@@ -20,12 +22,17 @@ pub mod config;
 mod coverage;
 pub mod error;
 pub mod evaluate;
+mod groups;
+mod keeper;
 pub mod lock;
 pub mod log;
 pub mod metrics;
+pub mod monitor;
 pub mod prepare;
+pub mod pretrain;
 pub mod run;
 pub mod schedule;
+mod settings;
 pub mod signals;
 pub mod store;
 pub mod trainer;

@@ -6,10 +6,11 @@ use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
 use super::config::{ModelConfig, RunConfig};
-use super::run::{Event, Monitor};
+use super::monitor::{Event, Monitor};
 use super::trainer::TaskData;
 use crate::data::{Dataset, Example, Label, Split, TaskSpec, Tokenizer, cache, reader, sample};
-use crate::nn::{BertConfig, directory};
+use crate::nn::directory::{self, DirectoryError, Loaded};
+use crate::nn::{BertConfig, ParameterTable};
 
 /// The built-in sample tasks are the same in every run, so that runs can be compared.
 const SAMPLE_SEED: u64 = 2018;
@@ -64,12 +65,16 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
     Ok(tasks)
 }
 
-/// The encoder's sizes and vocabulary.
+/// The encoder's sizes and vocabulary; with `sample`, a new model may have that of the built-in sample tasks.
 ///
 /// # Errors
 /// A directory that cannot be read, sizes that cannot be built, a vocabulary larger than the embedding.
-pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
-    let ModelConfig { init, vocabulary, config: sizes } = &config.model;
+pub fn encoder(
+    model: &ModelConfig,
+    dropout: Option<f64>,
+    sample: bool,
+) -> anyhow::Result<(BertConfig, Tokenizer)> {
+    let ModelConfig { init, vocabulary, config: sizes } = model;
     let (mut sizes, tokenizer) = match (init, sizes, vocabulary) {
         (Some(init), None, None) => directory::read_encoder(init)?,
         (Some(_), ..) => {
@@ -84,7 +89,7 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
             }
             (sizes, tokenizer)
         }
-        (None, Some(sizes), None) if config.tasks.is_empty() => {
+        (None, Some(sizes), None) if sample => {
             let tokenizer = sample_tokenizer()?;
             (BertConfig { vocab_size: tokenizer.vocab_size(), ..sizes.clone() }, tokenizer)
         }
@@ -98,7 +103,7 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
              new one"
         ),
     };
-    if let Some(dropout) = config.train.dropout {
+    if let Some(dropout) = dropout {
         sizes.hidden_dropout_prob = dropout;
         sizes.attention_probs_dropout_prob = dropout;
     }
@@ -110,6 +115,50 @@ pub fn encoder(config: &RunConfig) -> anyhow::Result<(BertConfig, Tokenizer)> {
         );
     }
     Ok((sizes, tokenizer))
+}
+
+/// Where training starts: a model directory, or a seed.
+pub(super) struct Start<'a> {
+    /// The directory, if there is one.
+    pub init: Option<&'a Path>,
+    /// What new parameters are drawn from.
+    pub seed: u64,
+    /// All parameters.
+    pub table: &'a ParameterTable,
+}
+
+impl Start<'_> {
+    /// The parameters, read by `load` where there is a directory, and a word on where they come from.
+    pub fn parameters(
+        &self,
+        tokenizer: &Tokenizer,
+        rows: usize,
+        monitor: &mut dyn Monitor,
+        load: impl FnOnce(&Path, &mut [f32]) -> Result<Loaded, DirectoryError>,
+    ) -> anyhow::Result<Vec<f32>> {
+        let (count, seed) = (self.table.count(), self.seed);
+        let vocabulary = format!("{} tokens in {rows} rows", tokenizer.vocab_size());
+        let mut values = vec![0.0f32; self.table.len()];
+        let Some(init) = self.init else {
+            for parameter in self.table.parameters() {
+                self.table.initialise(parameter, seed, &mut values[parameter.range()]);
+            }
+            let said = format!("model: new, {count} parameters, {vocabulary}, drawn from seed {seed}");
+            monitor.tell(Event::Note(&said));
+            return Ok(values);
+        };
+        let loaded = load(init, &mut values)?;
+        monitor.tell(Event::Note(&format!(
+            "model: {count} parameters, {vocabulary}, from {}: {}",
+            init.display(),
+            loaded.report
+        )));
+        if !loaded.initialised.is_empty() {
+            let names = loaded.initialised.join(", ");
+            monitor.tell(Event::Note(&format!("drawn from seed {seed}: {names}")));
+        }
+        Ok(values)
+    }
 }
 
 /// The vocabulary of the built-in sample tasks.
@@ -267,8 +316,12 @@ mod tests {
     #[test]
     fn a_new_model_needs_sizes_and_a_vocabulary() {
         let mut config = RunConfig { tasks: vec![TaskEntry::default()], ..RunConfig::default() };
-        let error =
-            |config: &RunConfig| encoder(config).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let error = |config: &RunConfig| {
+            encoder(&config.model, None, config.tasks.is_empty())
+                .err()
+                .map(|error| format!("{error:#}"))
+                .unwrap_or_default()
+        };
         assert!(error(&config).contains("--init"));
         config.model.config = Some(BertConfig::default());
         assert!(error(&config).contains("model.vocabulary"));

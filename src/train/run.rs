@@ -6,9 +6,7 @@
 
 mod compare;
 mod recorder;
-mod settings;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -18,101 +16,20 @@ use super::baseline::baseline;
 use super::checkpoint::{self, State};
 use super::config::RunConfig;
 use super::evaluate::Evaluation;
+use super::keeper::{self, Keeper};
 use super::lock::Lock;
-use super::log::Log;
+use super::monitor::{Event, Monitor};
+use super::prepare::Start;
 use super::prepare::{self, Prepared};
+use super::settings::{check_output, save_config, save_plan};
 use super::store::{self, BEST, LAST, STATE};
-use super::trainer::{Best, Ending, Progress, StepReport, Trainer};
-use crate::backend::{Backend, Sizes};
+use super::trainer::{Best, Ending, Progress, Trainer};
+use crate::backend::Backend;
 use crate::data::{TaskSpec, Tokenizer};
 use crate::nn::{Model, directory};
 use crate::tensor::{Space, Span};
 pub use compare::compare;
 use recorder::Recorder;
-use settings::{check_output, save_config, save_plan};
-
-/// The settings of a run in its directory.
-pub const CONFIG: &str = "config.toml";
-/// The log of a run in its directory.
-pub const LOG: &str = "metrics.jsonl";
-/// The planned programs of a run in its directory.
-pub const PLAN: &str = "plan.txt";
-
-/// Something that happens in a run, for a person to see.
-#[derive(Clone, Copy, Debug)]
-pub enum Event<'a> {
-    /// Something to know.
-    Note(&'a str),
-    /// Something that may be wrong.
-    Warning(&'a str),
-    /// A file is being read and tokenised.
-    Reading {
-        /// The file.
-        path: &'a Path,
-    },
-    /// A task's examples are ready.
-    Data {
-        /// The task.
-        task: &'a TaskSpec,
-        /// Examples to train on.
-        train: usize,
-        /// Examples to measure on.
-        dev: usize,
-        /// Tokens of both.
-        tokens: usize,
-    },
-    /// Everything is planned and its memory reserved.
-    Planned {
-        /// The elements of each buffer.
-        sizes: Sizes,
-        /// Updates of the whole run.
-        updates: u64,
-        /// Batches of an epoch.
-        batches: usize,
-    },
-    /// A batch has been trained on.
-    Step {
-        /// Where the run stands.
-        progress: &'a Progress,
-        /// What was done.
-        report: &'a StepReport,
-    },
-    /// A dev set is being measured.
-    Measuring {
-        /// The task's name.
-        task: &'a str,
-        /// The set's name.
-        set: &'a str,
-        /// Its examples.
-        examples: usize,
-        /// Its tokens.
-        tokens: usize,
-    },
-    /// The dev sets have been measured.
-    Evaluated {
-        /// Where the run stands.
-        progress: &'a Progress,
-        /// The figures of every set.
-        evaluations: &'a [Evaluation],
-        /// The mean of the tasks' main metrics.
-        mean: f64,
-    },
-    /// A checkpoint or a model is being saved.
-    Saving {
-        /// The directory.
-        path: &'a Path,
-    },
-}
-
-/// The world outside: a clock, a person who watches, and the wish to stop.
-pub trait Monitor {
-    /// Seconds since the program started.
-    fn seconds(&self) -> f64;
-    /// Whether to save and stop now.
-    fn stop(&self) -> bool;
-    /// Shows what happens.
-    fn tell(&mut self, event: Event<'_>);
-}
 
 /// How a run ended and what came of it.
 #[derive(Debug)]
@@ -154,9 +71,10 @@ pub fn run(
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Outcome> {
     config.train.validate()?;
-    check_output(config, resume)?;
+    let run = &config.output;
+    check_output(run, config, resume)?;
     let tasks = prepare::tasks(config)?;
-    let (sizes, tokenizer) = prepare::encoder(config)?;
+    let (sizes, tokenizer) = prepare::encoder(&config.model, config.train.dropout, config.tasks.is_empty())?;
     if let Some(doubt) = directory::doubtful_vocabulary(&sizes, &tokenizer) {
         monitor.tell(Event::Warning(&doubt));
     }
@@ -168,17 +86,17 @@ pub fn run(
     let start = if resume { None } else { Some(initial(monitor)?) };
     let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
     let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
-    monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, batches });
+    let extent = format!("{batches} batches an epoch");
+    monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, extent: &extent });
 
     // Whatever is wrong with settings, text or weights has been said: from here on the directory is written.
-    let run = &config.output;
     let _lock = Lock::acquire(run, now)?;
-    check_output(config, resume)?; // Another process may have been faster.
+    check_output(run, config, resume)?; // Another process may have been faster.
     for sentence in store::recover(run, &[STATE, LAST, BEST])? {
         monitor.tell(Event::Warning(&sentence));
     }
-    save_config(config)?;
-    let programs = trainer.programs().map(|(task, program)| (tasks[task].name.as_str(), program));
+    save_config(run, config)?;
+    let programs = trainer.programs().map(|(task, program)| (format!("task {}", tasks[task].name), program));
     if let Err(error) = save_plan(run, programs) {
         monitor.tell(Event::Warning(&format!("{error:#}"))); // For readers; nothing depends on it.
     }
@@ -189,22 +107,18 @@ pub fn run(
         let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
         trainer.backend().write(span, bytemuck::cast_slice(&start))?;
     }
-    let log = open_log(run, resume, saved.as_ref().map_or(0, |state| state.log_offset), monitor)?;
-    let (best, seconds_before) = saved.map_or((Vec::new(), 0.0), |state| (state.evaluations, state.seconds));
+    let (offset, best, seconds) =
+        saved.map_or((0, Vec::new(), 0.0), |state| (state.log_offset, state.evaluations, state.seconds));
     let mut recorder = Recorder {
-        run,
+        keeper: Keeper::new(run, resume, offset, seconds, monitor)?,
         tokenizer: &tokenizer,
         max_length: config.train.max_length,
         tasks: &tasks,
         fingerprints,
-        log,
-        monitor,
         best,
-        seconds_before,
-        unsaved: BTreeMap::new(),
     };
     let ending = trainer.run(&mut recorder)?;
-    recorder.finish()?;
+    recorder.keeper.finish()?;
     let baseline_of = |evaluation: &Evaluation| {
         let sets = &data[evaluation.task];
         let set = sets.dev.iter().find(|(name, _)| *name == evaluation.split);
@@ -218,7 +132,7 @@ pub fn run(
     Ok(Outcome {
         ending: Some(ending),
         results: results.collect(),
-        seconds: recorder.seconds(),
+        seconds: recorder.keeper.seconds(),
         progress: trainer.progress().clone(),
     })
 }
@@ -241,32 +155,11 @@ fn initial_parameters(
     tokenizer: &Tokenizer,
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Vec<f32>> {
-    let parameters = model.parameters();
-    let vocabulary = format!("{} tokens in {} rows", tokenizer.vocab_size(), model.config().vocab_size);
-    let mut values = vec![0.0f32; parameters.len()];
-    let Some(init) = &config.model.init else {
-        for parameter in parameters.parameters() {
-            parameters.initialise(parameter, config.seed, &mut values[parameter.range()]);
-        }
-        monitor.tell(Event::Note(&format!(
-            "model: new, {} parameters, {vocabulary}, drawn from seed {}",
-            parameters.count(),
-            config.seed
-        )));
-        return Ok(values);
-    };
-    let loaded = directory::load_parameters(init, model, config.seed, false, &mut values)?;
-    monitor.tell(Event::Note(&format!(
-        "model: {} parameters, {vocabulary}, from {}: {}",
-        parameters.count(),
-        init.display(),
-        loaded.report
-    )));
-    if !loaded.initialised.is_empty() {
-        let names = loaded.initialised.join(", ");
-        monitor.tell(Event::Note(&format!("drawn from seed {}: {names}", config.seed)));
-    }
-    Ok(values)
+    let start = Start { init: config.model.init.as_deref(), seed: config.seed, table: model.parameters() };
+    let rows = model.config().vocab_size;
+    start.parameters(tokenizer, rows, monitor, |init, values| {
+        directory::load_parameters(init, model, config.seed, false, values)
+    })
 }
 
 /// Takes the trainer to where the run was saved; `None` if it never was.
@@ -277,22 +170,9 @@ fn load(
     trainer: &mut Trainer<'_>,
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Option<State>> {
-    let search = store::newest(run, &[STATE]);
-    for error in &search.passed_over {
-        monitor.tell(Event::Warning(&format!("passed over: {error}")));
-    }
-    let Some((path, _)) = search.found else {
-        if let Some(damaged) = search.passed_over.first() {
-            bail!("--resume: {damaged}; remove that directory to begin the run anew");
-        }
-        monitor.tell(Event::Warning(&format!(
-            "--resume: nothing is saved in {} yet; training begins at the beginning",
-            run.display()
-        )));
-        return Ok(None);
-    };
+    let Some(path) = keeper::newest_state(run, monitor)? else { return Ok(None) };
     let parameters = trainer.model().parameters().len();
-    let state = checkpoint::load_state(&path, parameters, trainer.backend())?;
+    let state: State = checkpoint::load_state(&path, parameters, trainer.backend())?;
     let changed = state.data.iter().zip(fingerprints).position(|(before, now)| before != now);
     if let Some(task) = changed {
         bail!(
@@ -305,14 +185,4 @@ fn load(
     monitor.tell(Event::Note(&format!("going on after update {updates}, in epoch {}", epoch + 1)));
     trainer.resume(state.progress.clone());
     Ok(Some(state))
-}
-
-fn open_log(run: &Path, resume: bool, offset: u64, monitor: &mut dyn Monitor) -> anyhow::Result<Log> {
-    let path = run.join(LOG);
-    if !resume {
-        return Ok(Log::create(&path)?);
-    }
-    let (log, said) = Log::resume(&path, offset)?;
-    said.iter().for_each(|sentence| monitor.tell(Event::Note(sentence)));
-    Ok(log)
 }

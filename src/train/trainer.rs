@@ -5,7 +5,6 @@
 //! happens is told to an observer.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use super::coverage::check_every_parameter_is_trained;
 use super::error::TrainError;
 use super::error::with_what_fits;
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
+use super::groups::Part;
 use super::schedule::Schedule;
 use crate::backend::{Backend, Group, Optimizer, Sizes, StepScalars, Ticket};
 use crate::data::sampler::{Epoch, Sampler};
@@ -198,7 +198,7 @@ impl<'a> Trainer<'a> {
                 (!sets.dev.is_empty()).then(|| model.inference(&[task], capacity))
             })
             .collect();
-        check_every_parameter_is_trained(model, &steps)?;
+        check_every_parameter_is_trained(model.parameters(), steps.iter().map(|step| &step.program))?;
         let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
         let parameters = model.parameters().len();
         let reserved = Sizes { parameters, arena: arena.unwrap_or(0), training: true };
@@ -217,7 +217,7 @@ impl<'a> Trainer<'a> {
             .map(|&task| Capacity::of(&data[task].train, config.batch_size, line))
             .reduce(Capacity::max)
             .unwrap_or_default();
-        let parts = Part::all(model, config.weight_decay);
+        let parts = Part::all(model, config.weight_decay, config.optimizer.per_tensor());
         Ok(Self {
             optimizer: Optimizer::new(config.optimizer),
             epoch: sampler.epoch(0),
@@ -505,49 +505,6 @@ pub fn mean_of_main_metrics(evaluations: &[Evaluation]) -> f64 {
     }
     let means: f64 = tasks.iter().map(|(_, sum, count)| sum / count).sum();
     if tasks.is_empty() { 0.0 } else { means / tasks.len() as f64 }
-}
-
-/// The encoder or a head: what is updated together.
-struct Part {
-    /// The head's task; none for the encoder.
-    task: Option<usize>,
-    /// Ranges of the flat buffers and whether weight decay applies to them.
-    ranges: Vec<(Range<usize>, bool)>,
-}
-
-impl Part {
-    /// The part's place in [`Progress::group_updates`].
-    fn number(&self) -> usize {
-        self.task.map_or(0, |task| task + 1)
-    }
-
-    /// The encoder and every head that has parameters.
-    fn all(model: &Model, weight_decay: f32) -> Vec<Part> {
-        let heads = (0..model.tasks().len())
-            .filter_map(|task| model.head_range(task).map(|range| (Some(task), range)));
-        std::iter::once((None, model.encoder_range()))
-            .chain(heads)
-            .map(|(task, range)| Part { task, ranges: split_by_decay(model, range, weight_decay) })
-            .collect()
-    }
-}
-
-/// Cuts a range where weight decay sets in or ends; without decay it stays whole.
-fn split_by_decay(model: &Model, range: Range<usize>, weight_decay: f32) -> Vec<(Range<usize>, bool)> {
-    let mut ranges: Vec<(Range<usize>, bool)> = Vec::new();
-    for parameter in model.parameters().parameters() {
-        if !range.contains(&parameter.offset) {
-            continue;
-        }
-        let decays = parameter.decays() && weight_decay > 0.0;
-        match ranges.last_mut() {
-            Some((last, same)) if *same == decays && last.end == parameter.offset => {
-                last.end = parameter.range().end;
-            }
-            _ => ranges.push((parameter.range(), decays)),
-        }
-    }
-    ranges
 }
 
 fn total_updates(config: &TrainConfig, batches: usize) -> u64 {

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use super::{Monitor, Prepared, initial_parameters, prepare};
+use super::{Prepared, initial_parameters, prepare};
 use crate::backend::{Backend, Sizes};
 use crate::data::{Batch, Dataset};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Precision, Space, Span};
 use crate::train::check::{Report, Side, check};
 use crate::train::config::RunConfig;
+use crate::train::monitor::Monitor;
 
 /// Runs the first examples of each task that `config` trains through a training step on both backends, operation by
 /// operation, and says where they differ. Nothing is trained and no directory is written.
@@ -24,7 +25,7 @@ pub fn compare(
 ) -> anyhow::Result<Vec<(String, Report)>> {
     config.train.validate()?;
     let tasks = prepare::tasks(config)?;
-    let (sizes, tokenizer) = prepare::encoder(config)?;
+    let (sizes, tokenizer) = prepare::encoder(&config.model, config.train.dropout, config.tasks.is_empty())?;
     let Some(Prepared { tasks, data }) = prepare::data(config, tasks, &tokenizer, cache, monitor)? else {
         return Ok(Vec::new());
     };

@@ -5,28 +5,24 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Event, LOG, Monitor};
 use crate::data::{Dataset, TaskSpec, Tokenizer};
+use crate::nn::directory;
 use crate::train::checkpoint::{self, State};
 use crate::train::evaluate::Evaluation;
-use crate::train::log::Log;
+use crate::train::keeper::Keeper;
+use crate::train::monitor::Event;
 use crate::train::store::{BEST, LAST, STATE};
 use crate::train::trainer::{Observer, Progress, StepReport, Trainer};
 
 /// Writes down and saves what the trainer does.
 pub(super) struct Recorder<'a> {
-    pub(super) run: &'a Path,
+    pub(super) keeper: Keeper<'a>,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) max_length: usize,
     pub(super) tasks: &'a [TaskSpec],
     pub(super) fingerprints: Vec<String>,
-    pub(super) log: Log,
-    pub(super) monitor: &'a mut dyn Monitor,
     /// The figures of the best evaluation, or of the last one measured before there is a best.
     pub(super) best: Vec<Evaluation>,
-    pub(super) seconds_before: f64,
-    /// Directories whose last save failed, and why.
-    pub(super) unsaved: BTreeMap<&'static str, anyhow::Error>,
 }
 
 #[derive(Serialize)]
@@ -59,56 +55,22 @@ struct EvaluationLine<'a> {
 }
 
 impl Recorder<'_> {
-    /// Seconds of the whole run.
-    pub(super) fn seconds(&self) -> f64 {
-        self.seconds_before + self.monitor.seconds()
-    }
-
     fn save_model(&mut self, name: &'static str, trainer: &mut Trainer<'_>) {
-        self.monitor.tell(Event::Saving { path: &self.run.join(name) });
         let (updates, model) = (trainer.progress().updates, trainer.model());
-        let result = checkpoint::save_model(
-            self.run,
-            name,
-            updates,
-            model,
-            self.tokenizer,
-            self.max_length,
-            trainer.backend(),
-        );
-        self.saved(name, result);
-    }
-
-    /// Keeps training when a save fails: the earlier directory is as it was, and the next save may succeed.
-    fn saved(&mut self, name: &'static str, result: anyhow::Result<()>) {
-        match result {
-            Ok(()) => {
-                self.unsaved.remove(name);
-            }
-            Err(error) => self.failed(name, error),
-        }
-    }
-
-    /// Appends a line to the log; one that is lost does not stop training either.
-    fn append(&mut self, line: &impl Serialize) {
-        if let Err(error) = self.log.append(line)
-            && !self.unsaved.contains_key(LOG)
-        {
-            self.failed(LOG, error.into());
-        }
-    }
-
-    fn failed(&mut self, name: &'static str, error: anyhow::Error) {
-        self.monitor.tell(Event::Warning(&format!("NOT SAVED: {error:#}. Training goes on")));
-        self.unsaved.insert(name, error);
-    }
-
-    /// Whether all that was to be kept is kept.
-    pub(super) fn finish(&mut self) -> anyhow::Result<()> {
-        match std::mem::take(&mut self.unsaved).into_iter().next() {
-            None => Ok(()),
-            Some((name, error)) => Err(error.context(format!("training has ended, but {name} is not saved"))),
-        }
+        let (tokenizer, max_length) = (self.tokenizer, self.max_length);
+        self.keeper.save(name, |run| {
+            let write =
+                |path: &Path, values: &[f32]| directory::save(path, model, tokenizer, max_length, values);
+            checkpoint::save_model(
+                run,
+                name,
+                updates,
+                model.parameters(),
+                tokenizer,
+                trainer.backend(),
+                write,
+            )
+        });
     }
 }
 
@@ -125,16 +87,16 @@ impl Observer for Recorder<'_> {
             learning_rate: report.update.map(|update| update.learning_rate),
             tokens: report.tokens,
             examples: report.examples,
-            seconds: self.seconds(),
+            seconds: self.keeper.seconds(),
         };
-        self.append(&line);
-        self.monitor.tell(Event::Step { progress, report });
+        self.keeper.append(&line);
+        self.keeper.monitor.tell(Event::Step { progress, report });
         Ok(())
     }
 
     fn measuring(&mut self, task: usize, set: &str, examples: &Dataset) {
         let task = &self.tasks[task].name;
-        self.monitor.tell(Event::Measuring {
+        self.keeper.monitor.tell(Event::Measuring {
             task,
             set,
             examples: examples.len(),
@@ -156,14 +118,14 @@ impl Observer for Recorder<'_> {
                 set: &evaluation.split,
                 examples: evaluation.examples,
                 metrics: evaluation.metrics.iter().map(|&(metric, value)| (metric.name(), value)).collect(),
-                seconds: self.seconds(),
+                seconds: self.keeper.seconds(),
             };
-            self.append(&line);
+            self.keeper.append(&line);
         }
         if progress.best.as_ref().is_none_or(|best| mean > best.mean) {
             self.best = evaluations.to_vec();
         }
-        self.monitor.tell(Event::Evaluated { progress, evaluations, mean });
+        self.keeper.monitor.tell(Event::Evaluated { progress, evaluations, mean });
         Ok(())
     }
 
@@ -173,25 +135,21 @@ impl Observer for Recorder<'_> {
     }
 
     fn checkpoint(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()> {
-        self.monitor.tell(Event::Saving { path: &self.run.join(STATE) });
-        if let Err(error) = self.log.sync() {
-            self.failed(LOG, error.into());
-        }
         let state = State {
             progress: trainer.progress().clone(),
-            log_offset: self.log.offset(),
+            log_offset: self.keeper.sync_log(),
             data: self.fingerprints.clone(),
             evaluations: self.best.clone(),
-            seconds: self.seconds(),
+            seconds: self.keeper.seconds(),
         };
-        let parameters = trainer.model().parameters().len();
-        let result = checkpoint::save_state(self.run, &state, parameters, trainer.backend());
-        self.saved(STATE, result);
+        let (updates, parameters) = (state.progress.updates, trainer.model().parameters().len());
+        self.keeper
+            .save(STATE, |run| checkpoint::save_state(run, updates, &state, parameters, trainer.backend()));
         self.save_model(LAST, trainer);
         Ok(())
     }
 
     fn stop(&self) -> bool {
-        self.monitor.stop()
+        self.keeper.monitor.stop()
     }
 }

@@ -4,18 +4,36 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::{CONFIG, LOG, PLAN};
+use super::keeper::LOG;
+use super::store::{BEST, LAST, STATE};
 use crate::tensor::Program;
-use crate::train::config::RunConfig;
-use crate::train::store::{BEST, LAST, STATE};
 
-/// Keys that a resumed run may have otherwise: they change when is looked, not what is computed.
-const FREE_KEYS: [&str; 3] = ["train.eval", "train.patience", "train.checkpoint_every"];
+/// The settings of a run in its directory.
+pub const CONFIG: &str = "config.toml";
+/// The planned programs of a run in its directory.
+pub const PLAN: &str = "plan.txt";
+
+/// Keys that a resumed run may have otherwise: they change when is looked, not what is computed, and the directory may
+/// have been moved.
+const FREE_KEYS: [&str; 7] = [
+    "output",
+    "train.eval",
+    "train.patience",
+    "train.checkpoint_every",
+    "pretrain.output",
+    "pretrain.eval_every",
+    "pretrain.checkpoint_every",
+];
 
 /// Refuses a directory with another run's results, and one whose settings are not these.
-pub(super) fn check_output(config: &RunConfig, resume: bool) -> anyhow::Result<()> {
-    let run = &config.output;
+pub(super) fn check_output(
+    run: &Path,
+    config: &(impl Serialize + DeserializeOwned),
+    resume: bool,
+) -> anyhow::Result<()> {
     let path = run.join(CONFIG);
     let saved = match fs::read_to_string(&path) {
         Ok(text) => Some(text),
@@ -30,7 +48,7 @@ pub(super) fn check_output(config: &RunConfig, resume: bool) -> anyhow::Result<(
         );
     }
     let Some(saved) = saved else { return Ok(()) };
-    let Ok(saved) = toml::from_str::<RunConfig>(&saved) else {
+    let Ok(saved) = read(&saved, config) else {
         bail!("{} is not the settings of a run; choose another --output, so that it is kept", path.display());
     };
     match first_difference(&saved, config)? {
@@ -43,10 +61,18 @@ pub(super) fn check_output(config: &RunConfig, resume: bool) -> anyhow::Result<(
     }
 }
 
+/// A saved configuration of the kind of `_like`.
+fn read<Config: DeserializeOwned>(text: &str, _like: &Config) -> Result<Config, toml::de::Error> {
+    toml::from_str(text)
+}
+
 /// The first key that two configurations have otherwise, and both values. The directory's own name does not count: it
 /// may have been moved.
-fn first_difference(saved: &RunConfig, now: &RunConfig) -> anyhow::Result<Option<(String, String, String)>> {
-    let flat = |config: &RunConfig| {
+fn first_difference<Config: Serialize>(
+    saved: &Config,
+    now: &Config,
+) -> anyhow::Result<Option<(String, String, String)>> {
+    let flat = |config: &Config| {
         let mut keys = Vec::new();
         flatten(String::new(), &toml::Value::try_from(config)?, &mut keys);
         anyhow::Ok(keys.into_iter().filter(|(key, _)| key != "output").collect::<Vec<_>>())
@@ -76,18 +102,19 @@ fn flatten(key: String, value: &toml::Value, keys: &mut Vec<(String, String)>) {
 }
 
 /// Writes the settings into the run directory, whole or not at all.
-pub(super) fn save_config(config: &RunConfig) -> anyhow::Result<()> {
+pub(super) fn save_config(run: &Path, config: &impl Serialize) -> anyhow::Result<()> {
     let text = format!("# The settings of this run, as they were resolved.\n\n{}", toml::to_string(config)?);
-    replace_file(&config.output.join(CONFIG), &text)
+    replace_file(&run.join(CONFIG), &text)
 }
 
-/// Saves each task's planned program as text, a line a step: what is computed, in what shapes, and where it lies.
+/// Saves the planned training step of each task or phase as text, a line an operation: what is computed, in what
+/// shapes, and where it lies.
 pub(super) fn save_plan<'a>(
     run: &Path,
-    programs: impl Iterator<Item = (&'a str, &'a Program)>,
+    programs: impl Iterator<Item = (String, &'a Program)>,
 ) -> anyhow::Result<()> {
     let text: Vec<String> =
-        programs.map(|(task, program)| format!("training step of task {task}: {program}")).collect();
+        programs.map(|(title, program)| format!("training step of {title}: {program}")).collect();
     replace_file(&run.join(PLAN), &text.join("\n"))
 }
 
@@ -104,6 +131,7 @@ fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::data::TaskEntry;
+    use crate::train::config::RunConfig;
 
     #[test]
     fn the_first_key_that_differs_is_named() {

@@ -1,0 +1,119 @@
+//! The text of a run as token ids: corpus files, made once and used again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::config::PretrainConfig;
+use crate::data::corpus::{self, Corpus};
+use crate::data::{Tokenizer, text};
+use crate::train::monitor::{Event, Monitor};
+
+/// The folder of a run directory that holds the corpus files, unless another is named.
+const FOLDER: &str = "corpus";
+
+/// What a run reads.
+#[derive(Debug)]
+pub struct Corpora {
+    /// Trained on.
+    pub train: Corpus,
+    /// Measured on.
+    pub dev: Option<Corpus>,
+}
+
+impl Corpora {
+    /// Opens the corpus files of a run, made from its text where there are none of that text.
+    ///
+    /// # Errors
+    /// Text that cannot be read or has fewer than two sentences; a corpus file that is damaged or of another vocabulary.
+    pub fn open(
+        config: &PretrainConfig,
+        tokenizer: &Tokenizer,
+        monitor: &mut dyn Monitor,
+    ) -> anyhow::Result<Self> {
+        let folder = config.corpus.clone().unwrap_or_else(|| config.output.join(FOLDER));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let train = corpus("train", &config.text, &folder, config, tokenizer, monitor)?;
+        let dev = match &config.dev_text[..] {
+            [] => {
+                monitor.tell(Event::Warning(
+                    "no held-out text is named (--dev-text), so nothing says how well the model does on new text",
+                ));
+                None
+            }
+            texts => Some(corpus("dev", texts, &folder, config, tokenizer, monitor)?),
+        };
+        Ok(Self { train, dev })
+    }
+
+    /// Hashes of the text: a run does not go on over other text.
+    pub fn fingerprints(&self) -> Vec<String> {
+        let hexadecimal =
+            |corpus: &Corpus| corpus.source()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        std::iter::once(&self.train).chain(&self.dev).map(hexadecimal).collect()
+    }
+}
+
+fn corpus(
+    name: &str,
+    texts: &[PathBuf],
+    folder: &Path,
+    config: &PretrainConfig,
+    tokenizer: &Tokenizer,
+    monitor: &mut dyn Monitor,
+) -> anyhow::Result<Corpus> {
+    let path = folder.join(format!("{name}.corpus"));
+    let files = text::files(texts)?;
+    let kept = if path.exists() { Some(Corpus::open(&path, tokenizer)?) } else { None };
+    let source = corpus::fingerprint(&files, config.layout())?;
+    let corpus = match kept {
+        Some(corpus) if corpus.source() == source => corpus,
+        other => {
+            if other.is_some() {
+                let path = path.display();
+                monitor.tell(Event::Note(&format!("{path}: it was made from other text, and is made anew")));
+            }
+            let progress = &mut |done, total| monitor.tell(Event::Tokenising { path: &path, done, total });
+            Corpus::build(&files, config.layout(), tokenizer, &path, progress)?
+        }
+    };
+    tell_of(name, &corpus, tokenizer, monitor);
+    if corpus.sentences() < 2 {
+        bail!(
+            "{}: the {name} text is a single sentence, and pre-training pairs two; put a sentence on each line, or let \
+             --split cut them",
+            texts[0].display()
+        );
+    }
+    Ok(corpus)
+}
+
+fn tell_of(name: &str, corpus: &Corpus, tokenizer: &Tokenizer, monitor: &mut dyn Monitor) {
+    let counts = corpus.counts();
+    monitor.tell(Event::Note(&format!(
+        "{name} text: {} tokens in {} sentences, {} documents, {} files",
+        counts.tokens, counts.sentences, counts.documents, counts.files
+    )));
+    let mut warn = |text: String| monitor.tell(Event::Warning(&format!("{name} text: {text}")));
+    if counts.dropped > 0 {
+        warn(format!("{} lines were left out, nothing of them is a token", counts.dropped));
+    }
+    if counts.nuls > 0 {
+        warn(format!("{} NUL characters were left out", counts.nuls));
+    }
+    if counts.documents == 1 {
+        warn(
+            "it is one document, so that sentences that do not follow are drawn from it as well: next sentences can \
+             hardly be learnt. Put a blank line between documents"
+                .into(),
+        );
+    }
+    let unknown = corpus.id_counts()[tokenizer.unknown() as usize];
+    if unknown * 100 > counts.tokens {
+        let share = 100.0 * unknown as f64 / counts.tokens as f64;
+        warn(format!(
+            "{share:.1} % of the tokens are [UNK]: is the vocabulary one of this language and casing?"
+        ));
+    }
+}
