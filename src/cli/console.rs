@@ -1,14 +1,15 @@
 //! What a person sees of a training run: one rewritten line on a terminal, one plain line every 30 s elsewhere.
 
+mod pretraining;
+
 use std::fmt::Write;
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mtdnn_raw::data::TaskSpec;
-use mtdnn_raw::train::config::RunConfig;
 use mtdnn_raw::train::evaluate::Evaluation;
-use mtdnn_raw::train::run::{Event, Monitor};
+use mtdnn_raw::train::monitor::{Event, Monitor};
 use mtdnn_raw::train::signals::Stop;
 use mtdnn_raw::train::trainer::{Progress, StepReport};
 
@@ -28,10 +29,12 @@ pub(super) struct Console {
     /// The rewritten line; none where standard error is no terminal.
     line: Option<ProgressBar>,
     shown: Instant,
+    /// Epochs of a run on tasks.
     epochs: u32,
     updates: u64,
+    /// What has a loss: the tasks, or the two of pre-training.
     tasks: Vec<String>,
-    /// The smoothed loss of each task that has been trained on.
+    /// The smoothed loss of each that has been trained on.
     losses: Vec<Option<f64>>,
     /// When the first step of this process began, and what was done since then.
     training: Option<Training>,
@@ -48,15 +51,15 @@ struct Training {
 }
 
 impl Console {
-    /// A console for a run of these settings.
-    pub(super) fn new(config: &RunConfig, stop: Stop) -> Self {
+    /// A console for a run of so many epochs.
+    pub(super) fn new(epochs: u32, stop: Stop) -> Self {
         let now = Instant::now();
         Self {
             started: now,
             stop,
             line: line(),
             shown: now,
-            epochs: config.train.epochs,
+            epochs,
             updates: 0,
             tasks: Vec::new(),
             losses: Vec::new(),
@@ -101,13 +104,13 @@ impl Console {
         self.losses.push(None);
     }
 
-    fn planned(&mut self, sizes: &mtdnn_raw::backend::Sizes, updates: u64, batches: usize) {
+    fn planned(&mut self, sizes: &mtdnn_raw::backend::Sizes, updates: u64, extent: &str) {
         self.updates = updates;
         let bytes = |elements: usize| format::bytes(elements as u64 * 4);
         // Parameters, gradients and two moments, and the arena of the largest program.
         let total = sizes.parameters * 4 + sizes.arena;
         self.print(&format!(
-            "plan: {updates} updates, {batches} batches an epoch; memory {}: parameters {}, gradients {}, moments {}, \
+            "plan: {updates} updates, {extent}; memory {}: parameters {}, gradients {}, moments {}, \
              arena {}",
             bytes(total),
             bytes(sizes.parameters),
@@ -126,24 +129,37 @@ impl Console {
     }
 
     fn step(&mut self, progress: &Progress, report: &StepReport) {
+        self.smooth(report.task, report.loss);
+        if self.advance(progress.updates, report.tokens) {
+            let text = format!("epoch {}/{}", progress.epoch + 1, self.epochs);
+            self.status(self.describe(text, progress.updates));
+        }
+    }
+
+    fn smooth(&mut self, task: usize, loss: f32) {
+        let smoothed = &mut self.losses[task];
+        *smoothed = Some(
+            smoothed
+                .map_or(f64::from(loss), |before| SMOOTHING * before + (1.0 - SMOOTHING) * f64::from(loss)),
+        );
+    }
+
+    /// Counts a step; whether it is time to say how things stand.
+    fn advance(&mut self, updates: u64, tokens: usize) -> bool {
         let now = Instant::now();
-        let loss = &mut self.losses[report.task];
-        *loss = Some(loss.map_or(f64::from(report.loss), |smooth| {
-            SMOOTHING * smooth + (1.0 - SMOOTHING) * f64::from(report.loss)
-        }));
         // The first step ends when this process begins to know its speed.
         let Some(training) = &mut self.training else {
-            let updates = progress.updates;
             self.training = Some(Training { began: now, updates, tokens: 0, pauses: 0.0, step_ended: now });
-            return;
+            return false;
         };
-        training.tokens += report.tokens;
+        training.tokens += tokens;
         training.step_ended = now;
         let interval = if self.line.is_some() { REWRITE } else { PLAIN };
-        if now.duration_since(self.shown) >= interval {
+        let due = now.duration_since(self.shown) >= interval;
+        if due {
             self.shown = now;
-            self.status(self.describe(progress, *self.training.as_ref().expect("training has begun")));
         }
+        due
     }
 
     /// Tokens a second in training steps of this process; infinite before there are any.
@@ -156,33 +172,29 @@ impl Console {
     }
 
     /// `epoch 2/5  update 120/560  loss rte 0.693, cola 0.514  12.3k tokens/s  3 min 20 s left`
-    fn describe(&self, progress: &Progress, training: Training) -> String {
-        let mut text = format!(
-            "epoch {}/{}  update {}/{}  loss",
-            progress.epoch + 1,
-            self.epochs,
-            progress.updates,
-            self.updates
-        );
+    fn describe(&self, mut text: String, updates: u64) -> String {
+        let training = self.training.expect("training has begun");
+        write!(text, "  update {updates}/{}  loss", self.updates).expect("a string takes what is written");
         let known = self.tasks.iter().zip(&self.losses).filter_map(|(task, loss)| Some((task, (*loss)?)));
         for (index, (task, loss)) in known.enumerate() {
             let comma = if index > 0 { "," } else { "" };
             write!(text, "{comma} {task} {loss:.3}").expect("a string takes what is written");
         }
         let seconds = training.step_ended.duration_since(training.began).as_secs_f64();
-        let done = progress.updates - training.updates;
-        let left = self.updates.saturating_sub(progress.updates) as f64 * seconds / done.max(1) as f64;
+        let done = updates - training.updates;
+        let left = self.updates.saturating_sub(updates) as f64 * seconds / done.max(1) as f64;
         let (speed, left) = (format::count(self.speed()), format::duration(left));
         write!(text, "  {speed} tokens/s  {left} left").expect("a string takes what is written");
         text
     }
 
-    fn measuring(&self, task: &str, set: &str, examples: usize, tokens: usize) {
+    /// Says what is being measured: so many examples, of so many tokens.
+    fn measuring(&self, what: &str, examples: usize, tokens: usize) {
         // A forward pass takes a third of a training step. What is over in seconds is not worth a line that stays.
         let seconds = tokens as f64 / (3.0 * self.speed());
         if self.line.is_some() || seconds > 5.0 {
             self.status(format!(
-                "measuring {task} {set}: {examples} examples, {} or so",
+                "measuring {what}: {examples} examples, {} or so",
                 format::duration(seconds)
             ));
         }
@@ -234,9 +246,15 @@ impl Monitor for Console {
                 }
             }
             Event::Data { task, train, dev, tokens } => self.data(task, train, dev, tokens),
-            Event::Planned { sizes, updates, batches } => self.planned(&sizes, updates, batches),
+            Event::Planned { sizes, updates, extent } => self.planned(&sizes, updates, extent),
             Event::Step { progress, report } => self.step(progress, report),
-            Event::Measuring { task, set, examples, tokens } => self.measuring(task, set, examples, tokens),
+            Event::Measuring { task, set, examples, tokens } => {
+                self.measuring(&format!("{task} {set}"), examples, tokens);
+            }
+            Event::Tokenising { path, done, total } => self.tokenising(path, done, total),
+            Event::Pretrained { report } => self.pretrained(report),
+            Event::MeasuringText { pairs, tokens } => self.measuring("the held-out text", pairs, tokens),
+            Event::TextMeasured { evaluation } => self.text_measured(evaluation),
             Event::Evaluated { progress, evaluations, mean } => self.evaluated(progress, evaluations, mean),
             Event::Saving { path } => {
                 self.pause();

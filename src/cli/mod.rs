@@ -13,6 +13,7 @@ mod device;
 mod doctor;
 mod encode;
 mod eval;
+mod fill;
 mod format;
 mod input;
 mod kernels;
@@ -20,8 +21,10 @@ mod known_answer;
 mod model;
 mod options;
 mod predict;
+mod pretrain;
 mod table;
 mod train;
+mod vocab;
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -36,6 +39,7 @@ Examples:
   mtdnn-raw train                                            the built-in sample tasks: a first look, under two minutes
   mtdnn-raw train --data glue --tasks rte,mrpc --init bert   two GLUE tasks on a pretrained encoder
   mtdnn-raw eval --model runs/mtdnn/best --data glue         the dev sets of a trained model
+  mtdnn-raw pretrain --help                                  stage one: an encoder from raw text
   mtdnn-raw doctor                                           what this machine offers and what is wrong with it
 
 Results go to standard output, everything else to standard error.
@@ -57,6 +61,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<options::TrainArgs>),
+    Pretrain(Box<pretrain::PretrainArgs>),
+    Fill(fill::FillArgs),
+    Vocab(vocab::VocabArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
     Encode(encode::EncodeArgs),
@@ -111,6 +118,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let pool = pool.with_context(|| format!("cannot start {threads} threads; --threads takes fewer"))?;
     pool.install(|| match cli.command {
         Command::Train(args) => train::run(&args),
+        Command::Pretrain(args) => pretrain::run(&args),
+        Command::Fill(args) => fill::run(&args),
+        Command::Vocab(args) => vocab::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Encode(args) => encode::run(&args),

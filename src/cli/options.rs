@@ -104,7 +104,8 @@ struct TrainFlags {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     learning_rate: Option<f64>,
 
-    /// The update rule: adamax, adamax-mtdnn (MT-DNN's own), adamax-w, adam-w or sgd. [default: adamax]
+    /// The update rule: adamax, adamax-mtdnn (MT-DNN's own), adamax-w, adam-w, adam-bert (BERT's own), lamb or sgd.
+    /// [default: adamax]
     #[arg(long, value_name = "NAME", value_parser = named::<Rule>)]
     optimizer: Option<Rule>,
 
@@ -247,14 +248,15 @@ impl TrainArgs {
     }
 }
 
-fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
+/// Takes a flag's value where it was given.
+pub(super) fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
     if let Some(flag) = flag {
         value.clone_from(flag);
     }
 }
 
 /// A value by the name that it has in a run file.
-fn named<T: DeserializeOwned>(name: &str) -> Result<T, NameError> {
+pub(super) fn named<T: DeserializeOwned>(name: &str) -> Result<T, NameError> {
     T::deserialize(StrDeserializer::new(name))
 }
 

@@ -34,7 +34,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         return compare(&config, cache.as_deref(), &mut *backend);
     }
     eprintln!("run directory: {}", config.output.display());
-    let mut console = Console::new(&config, Stop::on_signals()?);
+    let mut console = Console::new(config.train.epochs, Stop::on_signals()?);
     let outcome = run::run(&config, resume, cache.as_deref(), SystemTime::now(), &mut *backend, &mut console);
     console.clear();
     let outcome = outcome?;
@@ -60,7 +60,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
 
 /// `--check`: a training step of each task on the backend and on the plainest one, a line each.
 fn compare(config: &RunConfig, cache: Option<&Path>, backend: &mut dyn Backend) -> anyhow::Result<Exit> {
-    let mut console = Console::new(config, Stop::on_signals()?);
+    let mut console = Console::new(config.train.epochs, Stop::on_signals()?);
     // A GPU is held against the CPU as it is, the CPU against its plainest instructions.
     let isa = if backend.line() == 1 { Isa::Portable } else { Isa::detect() };
     let mut reference = CpuBackend::with_isa(isa);
