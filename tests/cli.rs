@@ -351,7 +351,7 @@ fn a_second_process_is_told_who_holds_the_directory() {
 #[test]
 fn a_save_that_fails_is_said_and_training_goes_on() {
     let place = Place::new();
-    let ended = place.with_file_limit(32);
+    let ended = place.with_file_limit(32, &["train", "run.toml"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("NOT SAVED") && ended.stderr.contains("state"), "{}", ended.stderr);
     let steps = json_lines(place.path("run/metrics.jsonl"));
@@ -368,7 +368,7 @@ fn a_save_that_fails_is_said_and_training_goes_on() {
 #[test]
 fn a_log_that_cannot_be_written_is_said_and_training_goes_on() {
     let place = Place::new();
-    let ended = place.with_file_limit(4);
+    let ended = place.with_file_limit(4, &["train", "run.toml"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert_eq!(ended.stderr.matches("NOT SAVED: could not write to the log").count(), 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("update 36"), "{}", ended.stderr);

@@ -12,8 +12,8 @@ use common::{Numbers, forward};
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
 use mtdnn_raw::data::{Batch, MetricKind, Packing, TaskKind, TaskSpec};
-use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, extents};
-use mtdnn_raw::tensor::{Extents, Program, Space, Span, Var};
+use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, extents};
+use mtdnn_raw::tensor::{Extents, Program, Space, Span, TokenIndex, Var};
 
 const SEED: u64 = 0x1234_5678_9ABC;
 const STEP: u32 = 3;
@@ -28,17 +28,17 @@ fn gradients_equal_central_differences() {
             // Room for more than the batch: what lies beyond the batch must not matter.
             let capacity = Extents { tokens: 20, sequences: 5, groups: 4, predictions: 6 };
             let program = Program::training(tape, &[loss], scale, false, capacity);
-            check(name, &program, loss, scale, &parameters, &floats, &indices, extents);
+            check(name, &program, &[loss], scale, &parameters, &floats, &indices, extents);
         }
     }
 }
 
-/// Runs the program on the CPU backend and compares loss and gradients with f64.
+/// Runs the program on the CPU backend and compares losses, and the gradients of their sum, with f64.
 #[expect(clippy::too_many_arguments, reason = "one call for all that a program runs on")]
 fn check(
     name: &str,
     program: &Program,
-    loss: Var,
+    losses: &[Var],
     scale: f32,
     parameters: &[f32],
     floats: &HashMap<Var, Vec<f32>>,
@@ -61,8 +61,14 @@ fn check(
         backend.write(program.span(var, &extents), bytes).unwrap();
     }
     backend.run(program, &StepScalars { extents, seed: SEED, step: STEP }).unwrap();
-    let mut computed = [0.0f32];
-    backend.read(program.span(loss, &extents), bytemuck::cast_slice_mut(&mut computed)).unwrap();
+    let computed: Vec<f32> = losses
+        .iter()
+        .map(|&loss| {
+            let mut value = [0.0f32];
+            backend.read(program.span(loss, &extents), bytemuck::cast_slice_mut(&mut value)).unwrap();
+            value[0]
+        })
+        .collect();
     let mut gradients = vec![0.0f32; parameters.len()];
     backend.read(whole(Space::Gradients), bytemuck::cast_slice_mut(&mut gradients)).unwrap();
 
@@ -74,9 +80,12 @@ fn check(
         seed: SEED,
         step: STEP,
     };
-    let exact = forward(program, &numbers)[&loss][0];
-    let error = (f64::from(computed[0]) - exact).abs();
-    assert!(error <= 2e-6 * exact.abs().max(1.0), "{name}: loss {} is not {exact}", computed[0]);
+    let values = forward(program, &numbers);
+    for (&loss, computed) in losses.iter().zip(computed) {
+        let exact = values[&loss][0];
+        let error = (f64::from(computed) - exact).abs();
+        assert!(error <= 2e-6 * exact.abs().max(1.0), "{name}: loss {computed} is not {exact}");
+    }
 
     let mut quotients = Vec::new();
     let covered = program.gradient_ranges();
@@ -85,7 +94,8 @@ fn check(
         let center = numbers.parameters[i];
         let mut at = |value: f64| {
             numbers.parameters[i] = value;
-            forward(program, &numbers)[&loss][0]
+            let values = forward(program, &numbers);
+            losses.iter().map(|loss| values[loss][0]).sum::<f64>()
         };
         let h = 1e-5;
         quotients.push((at(center + h) - at(center - h)) / (2.0 * h) * f64::from(scale));
@@ -142,14 +152,9 @@ fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> Task
     }
 }
 
-#[test]
-fn a_model_with_each_head_has_the_right_gradients() {
-    let tasks = [
-        task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
-        task("score", TaskKind::Regression, &[], MetricKind::Pearson),
-        task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
-    ];
-    let batch = Batch {
+/// Sequences of 5, 1 and 9 tokens; the first two are one example.
+fn three_sequences() -> Batch {
+    Batch {
         packing: Packing::default(),
         task: 0,
         ids: vec![3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 4, 1, 5, 0],
@@ -162,16 +167,44 @@ fn a_model_with_each_head_has_the_right_gradients() {
         groups: vec![0, 2, 3],
         labels: vec![1, 0],
         targets: vec![2.5, -1.0],
-    };
+    }
+}
+
+/// New parameters, biases and norms off their zeros and ones.
+fn parameters_of(table: &ParameterTable) -> Vec<f32> {
+    let mut values = vec![0.0; table.len()];
+    for (number, parameter) in table.parameters().iter().enumerate() {
+        let values = &mut values[parameter.range()];
+        table.initialise(parameter, 5, values);
+        values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
+    }
+    values
+}
+
+/// What each token of a batch is.
+fn tokens_of(index: TokenIndex, batch: &Batch) -> HashMap<Var, Vec<u32>> {
+    HashMap::from([
+        (index.ids, batch.ids.clone()),
+        (index.types, batch.types.clone()),
+        (index.places, batch.places.clone()),
+        (index.order, batch.order.clone()),
+        (index.starts, batch.starts.clone()),
+        (index.ends, batch.ends.clone()),
+        (index.first_places, batch.first_places.clone()),
+    ])
+}
+
+#[test]
+fn a_model_with_each_head_has_the_right_gradients() {
+    let tasks = [
+        task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
+        task("score", TaskKind::Regression, &[], MetricKind::Pearson),
+        task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
+    ];
+    let batch = three_sequences();
     for act in [HiddenAct::Gelu, HiddenAct::GeluNew] {
         let model = Model::new(&tiny_config(act), &tasks);
-        let mut parameters = vec![0.0; model.parameters().len()];
-        for (number, parameter) in model.parameters().parameters().iter().enumerate() {
-            let values = &mut parameters[parameter.range()];
-            model.parameters().initialise(parameter, 5, values);
-            // Biases and norms off their zeros and ones.
-            values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
-        }
+        let parameters = parameters_of(model.parameters());
         for (number, task) in tasks.iter().enumerate() {
             // The first two heads answer each sequence by itself.
             let batch = match task.kind {
@@ -188,20 +221,47 @@ fn a_model_with_each_head_has_the_right_gradients() {
             let index = recorded.index();
             let answers = recorded.answers().expect("a training program has answers");
             let floats = HashMap::from([(answers.targets, batch.targets.clone())]);
-            let indices = HashMap::from([
-                (index.ids, batch.ids.clone()),
-                (index.types, batch.types.clone()),
-                (index.places, batch.places.clone()),
-                (index.order, batch.order.clone()),
-                (index.starts, batch.starts.clone()),
-                (index.ends, batch.ends.clone()),
-                (index.first_places, batch.first_places.clone()),
-                (answers.labels, batch.labels.clone()),
-                (answers.groups, batch.groups.clone()),
-                (answers.positives, batch.labels.clone()),
-            ]);
-            let loss = recorded.outputs[0];
-            check(&task.name, &recorded.program, loss, 1.0, &parameters, &floats, &indices, extents(&batch));
+            let mut indices = tokens_of(index, &batch);
+            indices.insert(answers.labels, batch.labels.clone());
+            indices.insert(answers.groups, batch.groups.clone());
+            indices.insert(answers.positives, batch.labels.clone());
+            let losses = &recorded.outputs[..1];
+            check(
+                &task.name,
+                &recorded.program,
+                losses,
+                1.0,
+                &parameters,
+                &floats,
+                &indices,
+                extents(&batch),
+            );
+        }
+    }
+}
+
+/// Both losses together: the word embedding's gradient is that of its rows and of the decoder, and the first tokens and
+/// the masked ones share what comes before them.
+#[test]
+fn a_model_with_pretraining_heads_has_the_right_gradients() {
+    let batch = three_sequences();
+    let rows = [1, 4, 6, 7, 12];
+    for act in [HiddenAct::Gelu, HiddenAct::GeluNew] {
+        let model = PretrainingModel::new(&tiny_config(act));
+        let parameters = parameters_of(model.parameters());
+        for scale in [1.0, 0.25] {
+            let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 7 };
+            let recorded = model.training(capacity, scale, false);
+            let inputs = recorded.inputs();
+            let mut indices = tokens_of(inputs.index, &batch);
+            indices.insert(inputs.masked.rows, rows.to_vec());
+            indices.insert(inputs.masked.places, rows.map(|row| batch.places[row as usize]).to_vec());
+            indices.insert(inputs.words, vec![6, 0, 3, 3, 2]);
+            indices.insert(inputs.next, vec![1, 0, 1]);
+            let (losses, floats) = ([recorded.masked_loss, recorded.next_loss], HashMap::new());
+            let extents = Extents { predictions: rows.len(), ..extents(&batch) };
+            let program = &recorded.program;
+            check("pre-training", program, &losses, scale, &parameters, &floats, &indices, extents);
         }
     }
 }

@@ -4,14 +4,17 @@
 //! tolerances here are two to three times that, since sums in another order round differently. They hold for every
 //! instruction set (MTDNN_ISA); what this program measures is the worst of them.
 
+#[path = "common/fixtures.rs"]
+mod fixtures;
 #[path = "common/runs.rs"]
 mod runs;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use fixtures::{distance, fixtures, largest, tensors};
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
 use mtdnn_raw::data::{Batch, Dataset, Label, TaskKind, Tokenizer};
@@ -108,20 +111,8 @@ fn batch_of(set: &Dataset, examples: &[u32]) -> Batch {
     batch
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 fn reference() -> Reference {
     serde_json::from_str(&fs::read_to_string(fixtures().join("reference.json")).unwrap()).unwrap()
-}
-
-/// The tensors of a fixture, read by the safetensors crate rather than by the code under test.
-fn tensors(file: &str) -> HashMap<String, Vec<f32>> {
-    let bytes = fs::read(fixtures().join(file)).unwrap();
-    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let values = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-    stored.iter().map(|(name, tensor)| (name.to_string(), values(tensor.data()))).collect()
 }
 
 /// The tiny BERT with a head of each kind, as the fixtures have it.
@@ -175,16 +166,6 @@ fn run(backend: &mut dyn Backend, recorded: &Recorded, batch: &Batch, vars: &[Va
     recorded.write(backend, batch).unwrap();
     backend.run(&recorded.program, &StepScalars { extents, seed: 0, step: 0 }).unwrap();
     vars.iter().map(|&var| read_span(backend, recorded.program.span(var, &extents))).collect()
-}
-
-fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |most, value| most.max(value.abs()))
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    // Unlike `f32::max`, this lets a NaN through.
-    a.iter().zip(b).fold(0.0, |most, (a, b)| if (a - b).abs() <= most { most } else { (a - b).abs() })
 }
 
 /// Parameters that a softmax subtracts out: their true gradient is 0, and what f32 makes of it is noise, which

@@ -125,7 +125,7 @@ impl Observer for Recorder {
             let state =
                 State { progress, log_offset: 0, data: Vec::new(), evaluations: Vec::new(), seconds: 0.0 };
             let len = trainer.model().parameters().len();
-            checkpoint::save_state(run, &state, len, trainer.backend())?;
+            checkpoint::save_state(run, state.progress.updates, &state, len, trainer.backend())?;
         }
         Ok(())
     }
@@ -138,14 +138,14 @@ impl Observer for Recorder {
 
 // --- That it learns.
 
-#[test]
-fn learns_a_task_of_each_kind_by_heart() {
+/// Trains on three tasks until each is known.
+fn assert_learns_by_heart(optimizer: Rule, learning_rate: f64) {
     let setup = Setup::new(&small_config(32, 0.0), three_tasks(0.0, [32, 32, 32]));
     let config = TrainConfig {
         epochs: 60,
         batch_size: 8,
-        optimizer: Rule::AdamW,
-        learning_rate: 3e-3,
+        optimizer,
+        learning_rate,
         schedule: ScheduleKind::Linear,
         warmup: 0.1,
         eval: EvalEvery::Epoch,
@@ -166,6 +166,17 @@ fn learns_a_task_of_each_kind_by_heart() {
         let (first, last) = (losses(&recorder.steps[..12]), losses(&recorder.steps[59 * 12..]));
         assert!(first > 0.5 && last < 0.02, "the loss of task {task} went from {first} to {last}");
     }
+}
+
+#[test]
+fn learns_a_task_of_each_kind_by_heart() {
+    assert_learns_by_heart(Rule::AdamW, 3e-3);
+}
+
+#[test]
+fn learns_them_by_the_rules_for_pre_training() {
+    assert_learns_by_heart(Rule::AdamBert, 3e-3);
+    assert_learns_by_heart(Rule::Lamb, 1.5e-2);
 }
 
 #[test]
@@ -273,7 +284,7 @@ fn a_run_interrupted_anywhere_ends_in_the_same_bits() {
         let mut backend = CpuBackend::new();
         let mut trainer = Trainer::new(&config, SEED, &setup.model, &setup.data, &mut backend).unwrap();
         let (state, _) = store::newest(run.path(), &[store::STATE]).found.expect("a saved state");
-        let state =
+        let state: State =
             checkpoint::load_state(&state, setup.model.parameters().len(), trainer.backend()).unwrap();
         trainer.resume(state.progress);
         let mut second = Recorder::default();
@@ -406,6 +417,47 @@ fn weight_decay_is_for_matrices_alone() {
 
 fn norm(values: impl Iterator<Item = f32>) -> f64 {
     values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn lamb_moves_each_tensor_by_its_own_length() {
+    let setup = Setup::small();
+    let rate = 1e-2;
+    let config = TrainConfig { optimizer: Rule::Lamb, learning_rate: rate, weight_decay: 0.01, ..config() };
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut backend = CpuBackend::new();
+            let mut trainer = setup.trainer(&config, SEED, &mut backend);
+            let task = trainer.step().unwrap().task;
+            (task, buffer(&mut trainer, Space::Parameters))
+        })
+    };
+    let ((task, after), start) = (run(1), setup.start(SEED));
+    assert!(bits(&after) == bits(&run(4).1), "the thread count changes the result");
+    let own = format!("heads.{}.", setup.model.tasks()[task].name);
+    let mut lengths = Vec::new();
+    for parameter in setup.model.parameters().parameters() {
+        let moved = norm(parameter.range().map(|i| after[i] - start[i]));
+        let length = norm(start[parameter.range()].iter().copied());
+        let rate = if parameter.name.starts_with("heads.") && !parameter.name.starts_with(&own) {
+            0.0
+        } else {
+            rate
+        };
+        let expected = rate * length;
+        assert!(
+            (moved - expected).abs() <= 1e-4 * expected,
+            "{} moved by {moved}, not {expected}",
+            parameter.name
+        );
+        if parameter.name.contains("layer.0.attention.self") && parameter.name.ends_with("weight") {
+            lengths.push(length);
+        }
+    }
+    // They lie side by side, and in one group would go the same way each: a first step is nearly the gradient's signs.
+    let [query, key, value] = lengths[..] else { panic!("{lengths:?}") };
+    assert!((query / key - 1.0).abs() > 1e-3 && (key / value - 1.0).abs() > 1e-3, "{lengths:?}");
 }
 
 #[test]

@@ -177,6 +177,21 @@ fn gather(case: &mut Case) -> Var {
     case.squared(first)
 }
 
+/// Some rows are gathered by two operations; dropout is keyed by the tokens that were gathered.
+fn gather_twice(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let [rows, others] = [("rows", [1, 4, 7, 12]), ("others", [7, 0, 1, 14])]
+        .map(|(name, rows)| case.indices(name, Rows::Predictions, &rows));
+    let keys = case.indices("keys", Rows::Predictions, &[1, 4, 2 << 16 | 1, 2 << 16 | 6]);
+    let [masked, other] = [rows, others].map(|rows| case.tape.gather(x, rows));
+    let y = case.linear(masked, 8, Activation::Identity);
+    let z = case.norm(y, Some(other), 0.3, keys);
+    let site = case.tape.dropout_site(0.2);
+    let kept = case.tape.drop(z, Some(keys), site);
+    case.squared(kept)
+}
+
 fn cross_entropy(case: &mut Case) -> Var {
     let index = case.index();
     let x = case.tokens(index, 8);
@@ -229,6 +244,7 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("norms", Box::new(norms)),
         ("dropout", Box::new(dropout)),
         ("gather", Box::new(gather)),
+        ("gather twice", Box::new(gather_twice)),
         ("cross entropy", Box::new(cross_entropy)),
         ("vocabulary loss", Box::new(vocabulary_loss)),
         ("ranking", Box::new(ranking)),

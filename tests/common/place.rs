@@ -115,13 +115,13 @@ impl Place {
         Ended::from(self.command(arguments).output().unwrap())
     }
 
-    /// Trains where no file can be longer than so many kilobytes.
+    /// Runs where no file can be longer than so many kilobytes.
     #[cfg(unix)]
-    pub fn with_file_limit(&self, kilobytes: u32) -> Ended {
-        let program = assert_cmd::cargo::cargo_bin!("mtdnn-raw").display().to_string();
-        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec '{program}' train run.toml");
+    pub fn with_file_limit(&self, kilobytes: u32, arguments: &[&str]) -> Ended {
+        let program = assert_cmd::cargo::cargo_bin!("mtdnn-raw");
+        let script = format!("trap '' XFSZ; ulimit -f {kilobytes}; exec \"$0\" \"$@\"");
         let mut command = Command::new("bash");
-        command.args(["-c", &script]).current_dir(self.directory.path());
+        command.args(["-c", &script]).arg(program).args(arguments).current_dir(self.directory.path());
         Ended::from(command.env("XDG_CACHE_HOME", self.path("cache")).output().unwrap())
     }
 
