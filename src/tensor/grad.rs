@@ -242,6 +242,7 @@ mod tests {
             Access::Read => None,
             Access::Write => Some("="),
             Access::Add => Some("+="),
+            Access::Work => Some("~"),
         };
         let outputs = |op: &Op| -> Vec<String> {
             let signs = op.operands().into_iter().filter_map(|(access, var)| Some((sign(access)?, var)));

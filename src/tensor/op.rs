@@ -408,6 +408,8 @@ pub enum Access {
     Write,
     /// Adds to it.
     Add,
+    /// Works in it: what it holds before and after means nothing.
+    Work,
 }
 
 impl Op {
@@ -442,7 +444,7 @@ impl Op {
 
     /// Every operand and what becomes of it, in the order of the fields. The planner lives on this list.
     pub fn operands(&self) -> Vec<(Access, Var)> {
-        use Access::{Add, Read, Write};
+        use Access::{Add, Read, Work, Write};
         let sink = |sink: &Sink| (if sink.add { Add } else { Write }, sink.var);
         let index = |index: &TokenIndex| {
             let TokenIndex { ids, types, places, order, starts, ends, first_places: _ } = *index;
@@ -497,7 +499,8 @@ impl Op {
             }
             Op::VocabularyLoss { x, weight, bias, labels, logits, softmax, loss, accuracy } => {
                 let mut list = [*x, *weight, *bias, *labels].map(|var| (Read, var)).to_vec();
-                list.extend([*logits, *softmax, *loss, *accuracy].map(|var| (Write, var)));
+                list.push((Work, *logits));
+                list.extend([*softmax, *loss, *accuracy].map(|var| (Write, var)));
                 list
             }
             Op::SquaredError { predictions, targets, loss } => {
@@ -565,9 +568,8 @@ impl Op {
             } => {
                 let reads = [*x, *weight, *bias, *labels, *softmax, *d_loss];
                 let mut list = reads.map(|var| (Read, var)).to_vec();
-                list.push((Write, *logits));
-                // Products read it again: that is why it may be narrow.
-                list.extend(d_logits.iter().flat_map(|var| [(Write, *var), (Read, *var)]));
+                list.push((Work, *logits));
+                list.extend(d_logits.map(|var| (Work, var)));
                 list.extend([sink(d_x), sink(d_weight), sink(d_bias)]);
                 list
             }

@@ -227,6 +227,7 @@ impl fmt::Display for Program {
                     Access::Read => continue,
                     Access::Write => "=",
                     Access::Add => "+=",
+                    Access::Work => "~",
                 };
                 let value = &self.values[var.index()];
                 let span = self.span(var, &self.capacity);
@@ -277,7 +278,7 @@ fn lives(values: &[Value], ops: &[Op], outputs: &[Var]) -> Vec<Option<Range<usiz
             match &mut lives[var.index()] {
                 Some(life) => life.end = step + 1,
                 none => {
-                    let written_here = access == Access::Write;
+                    let written_here = matches!(access, Access::Write | Access::Work);
                     assert!(
                         written_here || value.origin != Origin::Computed,
                         "{} reads {} before anything writes it",

@@ -1,6 +1,6 @@
 //! Which values are kept in bf16: one rule over the recorded operations.
 
-use super::op::{Op, Var};
+use super::op::{Access, Op, Var};
 use super::shape::DType;
 use super::tape::{Origin, Value};
 
@@ -16,12 +16,12 @@ pub enum Precision {
 }
 
 /// Turns computed values into bf16, but for statistics of norms and softmaxes, whatever a loss reads or writes on the
-/// way there and back, and what no operation reads (what a program is run for).
+/// way there and back, and what no operation reads or works in (what a program is run for).
 pub(super) fn narrow(values: &mut [Value], ops: &[Op]) {
     let mut wide = vec![true; values.len()];
     for op in ops {
-        for (_, var) in op.operands().iter().filter(|(access, _)| *access == super::op::Access::Read) {
-            wide[var.index()] = false;
+        for (access, var) in op.operands() {
+            wide[var.index()] &= !matches!(access, Access::Read | Access::Work);
         }
     }
     for op in ops {
