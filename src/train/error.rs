@@ -56,7 +56,8 @@ pub enum TrainError {
     },
     /// A phase of pre-training with sequences longer than the position table.
     #[error(
-        "phases: sequences of {length} tokens exceed the model's {positions} positions; make the phase shorter, or          the model's max_position_embeddings larger"
+        "phases: sequences of {length} tokens exceed the model's {positions} positions; make the phase shorter, or \
+         the model's max_position_embeddings larger"
     )]
     PhaseTooLong {
         /// Tokens of the phase's longest sequence.

@@ -5,7 +5,6 @@ mod format;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -57,14 +56,14 @@ impl Corpus {
     /// A file that cannot be read, is no corpus, is one of another vocabulary, was cut short or edited.
     pub fn open(path: &Path, tokenizer: &Tokenizer) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::Corpus { path: path.to_path_buf(), reason };
-        let length = fs::metadata(path).map_err(DataError::read(path))?.len();
-        if length < size_of::<Head>() as u64 {
+        let mapped = Mapped::open(path).map_err(DataError::read(path))?;
+        let bytes = mapped.bytes();
+        let length = bytes.len();
+        if length < size_of::<Head>() {
             return Err(wrong(format!(
                 "{length} bytes are too few for a corpus: it was cut short or is none"
             )));
         }
-        let mapped = Mapped::open(path).map_err(DataError::read(path))?;
-        let bytes = mapped.bytes();
         let head: Head = bytemuck::pod_read_unaligned(&bytes[..size_of::<Head>()]);
         if head.magic != MAGIC {
             return Err(wrong("it is no corpus".to_string()));
