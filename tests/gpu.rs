@@ -21,7 +21,7 @@ use mtdnn_raw::data::Batch;
 use mtdnn_raw::nn::{BertConfig, HiddenAct, extents};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Mode, Precision, Program, Rows, Space, Span, Tape};
-use steps::Fixture;
+use steps::{Fixture, PretrainingFixture};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 const SPACES: [Space; 4] = [Space::Parameters, Space::Gradients, Space::FirstMoment, Space::SecondMoment];
@@ -135,6 +135,16 @@ fn whole_steps_agree_with_the_cpu() {
             let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
             fixture.assert_steps_agree(&mut gpu.backend(precision), &[&fixture.batch; 3]);
         }
+    }
+}
+
+#[test]
+fn pretraining_agrees_with_the_cpu() {
+    let Some(gpu) = Gpu::take() else { return };
+    for precision in PRECISIONS {
+        let fixture = PretrainingFixture::new(HiddenAct::Gelu, 2, 128);
+        fixture.assert_operations_agree(&mut gpu.backend(precision));
+        fixture.assert_steps_agree(&mut gpu.backend(precision));
     }
 }
 

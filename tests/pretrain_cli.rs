@@ -136,7 +136,7 @@ fn a_run_leaves_a_model_that_stage_two_takes() {
 // Stopping and dying.
 
 const LONG: [&str; 6] =
-    ["pretrain", "pretrain.toml", "--phases", "16:8:150,32:4:150", "--checkpoint-every", "10"];
+    ["pretrain", "pretrain.toml", "--phases", "16:8:300,32:4:300", "--checkpoint-every", "10"];
 
 /// Starts a run of many steps, and waits for a checkpoint.
 fn long_run(place: &Place, resume: bool) -> Child {

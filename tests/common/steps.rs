@@ -4,10 +4,13 @@
 
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
-use mtdnn_raw::data::{Batch, Dataset, Label, MetricKind, TaskKind, TaskSpec};
-use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, Recorded, extents};
-use mtdnn_raw::tensor::{Precision, Space, Span};
-use mtdnn_raw::train::check::{Side, check};
+use mtdnn_raw::data::{Batch, Dataset, Label, MaskedBatch, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::nn::{
+    BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, Recorded, RecordedPretraining, extents,
+    masked_extents,
+};
+use mtdnn_raw::tensor::{Precision, Program, Space, Span};
+use mtdnn_raw::train::check::{Side, check, check_programs};
 
 /// A two-layer encoder whose heads are of a size that the tensor-core kernels take.
 fn config(hidden_act: HiddenAct, heads: usize) -> BertConfig {
@@ -70,6 +73,25 @@ fn dataset(kind: TaskKind, lengths: &[u32], vocabulary: u32) -> Dataset {
     dataset
 }
 
+/// New parameters, biases and norms off their zeros and ones.
+fn numbers_for(table: &ParameterTable) -> Vec<f32> {
+    let mut parameters = vec![0.0; table.len()];
+    for (number, parameter) in table.parameters().iter().enumerate() {
+        let values = &mut parameters[parameter.range()];
+        table.initialise(parameter, 5, values);
+        values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
+    }
+    parameters
+}
+
+/// Gives a backend its memory and the parameters of a training program.
+fn ready(backend: &mut dyn Backend, program: &Program, parameters: &[f32]) {
+    let sizes = Sizes { parameters: parameters.len(), arena: program.arena_len(), training: true };
+    backend.reserve(&sizes).unwrap();
+    let whole = Span { space: Space::Parameters, offset: 0, len: parameters.len() };
+    backend.write(whole, bytemuck::cast_slice(parameters)).unwrap();
+}
+
 /// A small model with numbers, and a batch of one of its tasks.
 pub struct Fixture {
     /// Two layers and a head of each kind.
@@ -96,13 +118,7 @@ impl Fixture {
     fn of(config: &BertConfig, task: usize, line: usize, lengths: &[u32]) -> Self {
         let tasks = tasks();
         let model = Model::new(config, &tasks);
-        let mut parameters = vec![0.0; model.parameters().len()];
-        for (number, parameter) in model.parameters().parameters().iter().enumerate() {
-            let values = &mut parameters[parameter.range()];
-            model.parameters().initialise(parameter, 5, values);
-            // Biases and norms off their zeros and ones.
-            values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * ((i * 7 + number) as f32).sin());
-        }
+        let parameters = numbers_for(model.parameters());
         let mut batch = Batch::new(line);
         let dataset = dataset(tasks[task].kind, lengths, config.vocab_size as u32);
         batch.fill(&dataset, &(0..dataset.len() as u32).collect::<Vec<_>>());
@@ -123,9 +139,7 @@ impl Fixture {
 
     /// Gives a backend its memory and the parameters.
     pub fn ready(&self, backend: &mut dyn Backend, recorded: &Recorded) {
-        let (parameters, arena) = (self.parameters.len(), recorded.program.arena_len());
-        backend.reserve(&Sizes { parameters, arena, training: true }).unwrap();
-        backend.write(self.whole(), bytemuck::cast_slice(&self.parameters)).unwrap();
+        ready(backend, &recorded.program, &self.parameters);
     }
 
     /// All parameters.
@@ -187,13 +201,102 @@ impl Fixture {
         let (expected, parameters) = self.train(&mut CpuBackend::new(), Rule::Sgd, batches);
         let (losses, trained) = self.train(other, Rule::Sgd, batches);
         let exact = other.precision() == Precision::F32;
-        for (loss, expected) in losses.iter().zip(&expected) {
-            let bound = if exact { 1e-5 * expected.abs() } else { 2e-2 * expected.abs().max(1.0) };
-            assert!((loss - expected).abs() < bound, "losses {losses:?}, not {expected:?}");
+        assert_near(exact, &self.parameters, (&expected, &parameters), (&losses, &trained));
+    }
+}
+
+/// Fails where losses or parameters after some steps from `start` are not the expected ones.
+fn assert_near(exact: bool, start: &[f32], expected: (&[f32], &[f32]), found: (&[f32], &[f32])) {
+    let ((expected, parameters), (losses, trained)) = (expected, found);
+    assert_eq!(losses.len(), expected.len());
+    for (loss, expected) in losses.iter().zip(expected) {
+        let bound = if exact { 1e-5 * expected.abs() } else { 2e-2 * expected.abs().max(1.0) };
+        assert!((loss - expected).abs() < bound, "losses {losses:?}, not {expected:?}");
+    }
+    let change: f32 = parameters.iter().zip(start).map(|(a, b)| (a - b).abs()).sum();
+    let off: f32 = trained.iter().zip(parameters).map(|(a, b)| (a - b).abs()).sum();
+    let bound = if exact { 1e-4 } else { 1e-1 } * change;
+    assert!(off < bound, "parameters are {off} off after {change}");
+}
+
+/// The same model with the heads of pre-training, and a batch with every seventh token masked.
+pub struct PretrainingFixture {
+    model: PretrainingModel,
+    parameters: Vec<f32>,
+    batch: MaskedBatch,
+}
+
+impl PretrainingFixture {
+    /// A model of so many heads, and a batch in lines of so many rows.
+    pub fn new(hidden_act: HiddenAct, heads: usize, line: usize) -> Self {
+        let model = PretrainingModel::new(&config(hidden_act, heads));
+        let dataset = dataset(TaskKind::Classification, &LENGTHS, 40);
+        let mut batch = MaskedBatch::with_capacity(0, 0, line);
+        batch.batch.fill(&dataset, &[0, 1, 2, 3, 4, 5]);
+        batch.batch.labels = vec![0, 1, 1, 0, 1, 0];
+        let bounds = (0u32..).zip(batch.batch.starts.iter().zip(&batch.batch.ends));
+        let masked = bounds.flat_map(|(sequence, (&start, &end))| (start + sequence % 2..end).step_by(7));
+        batch.rows = masked.collect();
+        batch.rows.sort_unstable();
+        batch.places = batch.rows.iter().map(|&row| batch.batch.places[row as usize]).collect();
+        batch.labels = batch.rows.iter().map(|row| row * 11 % 40).collect();
+        Self { parameters: numbers_for(model.parameters()), model, batch }
+    }
+
+    fn recorded(&self, precision: Precision) -> RecordedPretraining {
+        let model = self.model.clone().with_precision(precision);
+        model.training(masked_extents(&self.batch), 1.0, false)
+    }
+
+    /// Fails at the first operation of a step whose result is not the CPU's.
+    pub fn assert_operations_agree(&self, other: &mut dyn Backend) {
+        let mut cpu = CpuBackend::new();
+        let both = [self.recorded(Precision::F32), self.recorded(other.precision())];
+        for (backend, recorded) in [&mut cpu as &mut dyn Backend, &mut *other].into_iter().zip(&both) {
+            ready(backend, &recorded.program, &self.parameters);
+            recorded.write(backend, &self.batch).unwrap();
         }
-        let change = |to: &[f32]| to.iter().zip(&self.parameters).map(|(a, b)| (a - b).abs()).sum::<f32>();
-        let off: f32 = trained.iter().zip(&parameters).map(|(a, b)| (a - b).abs()).sum();
-        let bound = if exact { 1e-4 } else { 1e-1 } * change(&parameters);
-        assert!(off < bound, "parameters are {off} off after {}", change(&parameters));
+        let what = format!("{:?}, {} rows", other.precision(), self.batch.batch.tokens());
+        let step = StepScalars { extents: masked_extents(&self.batch), seed: 77, step: 0 };
+        let programs = both.each_ref().map(|recorded| &recorded.program);
+        let report = check_programs([&mut cpu, other], programs, &step).unwrap();
+        if let Some(difference) = report.difference {
+            panic!("{what}: {difference}");
+        }
+        assert!(report.compared > 50, "{what}: {} results", report.compared);
+    }
+
+    /// Fails where losses or parameters after three steps of plain descent are not the CPU's.
+    pub fn assert_steps_agree(&self, other: &mut dyn Backend) {
+        let (expected, parameters) = self.train(&mut CpuBackend::new());
+        let (losses, trained) = self.train(other);
+        let exact = other.precision() == Precision::F32;
+        assert_near(exact, &self.parameters, (&expected, &parameters), (&losses, &trained));
+    }
+
+    fn train(&self, backend: &mut dyn Backend) -> (Vec<f32>, Vec<f32>) {
+        let recorded = self.recorded(backend.precision());
+        ready(backend, &recorded.program, &self.parameters);
+        let extents = masked_extents(&self.batch);
+        let mut losses = Vec::new();
+        for step in 0..3 {
+            recorded.write(backend, &self.batch).unwrap();
+            backend.run(&recorded.program, &StepScalars { extents, seed: 9, step }).unwrap();
+            let kept = [recorded.masked_loss, recorded.next_loss]
+                .map(|loss| backend.keep(recorded.program.span(loss, &extents)).unwrap());
+            let group = Group {
+                range: 0..self.parameters.len(),
+                learning_rate: 0.01,
+                weight_decay: 0.0,
+                update: u64::from(step) + 1,
+                zero_gradient: false,
+            };
+            backend.update(&Optimizer::new(Rule::Sgd), 1.0, &[group]).unwrap();
+            losses.extend(kept.map(|loss| backend.number(loss).unwrap()));
+        }
+        let mut parameters = vec![0.0f32; self.parameters.len()];
+        let whole = Span { space: Space::Parameters, offset: 0, len: parameters.len() };
+        backend.read(whole, bytemuck::cast_slice_mut(&mut parameters)).unwrap();
+        (losses, parameters)
     }
 }

@@ -8,7 +8,7 @@ use mtdnn_raw::tensor::{Precision, Var};
 
 use super::cases::assert_cases_agree;
 use super::emulation::EmulatedBackend;
-use super::steps::Fixture;
+use super::steps::{Fixture, PretrainingFixture};
 
 #[test]
 fn every_case_agrees_with_the_cpu() {
@@ -42,6 +42,20 @@ fn whole_steps_agree_with_the_cpu() {
             let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
             fixture.assert_steps_agree(&mut emulated, &[&fixture.batch; 3]);
         }
+    }
+}
+
+#[test]
+fn pretraining_agrees_with_the_cpu() {
+    for (precision, heads, act) in
+        [(Precision::F32, 4, HiddenAct::GeluNew), (Precision::Bf16, 2, HiddenAct::Gelu)]
+    {
+        for line in [1, 128] {
+            let Some(mut emulated) = EmulatedBackend::new(precision, line) else { return };
+            PretrainingFixture::new(act, heads, line).assert_operations_agree(&mut emulated);
+        }
+        let Some(mut emulated) = EmulatedBackend::new(precision, 128) else { return };
+        PretrainingFixture::new(act, heads, 128).assert_steps_agree(&mut emulated);
     }
 }
 
