@@ -298,3 +298,49 @@ fn text_that_only_looks_wrong_is_read_and_what_is_left_out_is_counted() {
         place.ok(&[&one[..], &["--dev-text", "text", "--output", "strange", "--text", "run.toml"]].concat());
     assert!(ended.stderr.contains("% of the tokens are [UNK]"), "{}", ended.stderr);
 }
+
+// Filling in.
+
+/// A model with pre-training heads, as `transformers` saves it.
+fn reference() -> String {
+    format!("{}/tests/fixtures/tiny-pretraining", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The numbers are those that `tests/fixtures/load_pretraining.py` prints for this model and sentence.
+#[test]
+fn masked_words_are_those_of_transformers() {
+    let place = Place::new();
+    let model = reference();
+    let text = "The [MASK] sat on the [MASK].";
+    let ended = place.ok(&["fill", "--model", &model, text]);
+    let expected = "sat 0.5448\tyou 0.0857\tsome 0.0836\twhy 0.0521\tis 0.0473\n\
+                    ##ing 0.2820\tis 0.2571\trun 0.0675\tsat 0.0582\tit 0.0538\n";
+    assert_eq!(ended.stdout, expected);
+    let ended = place.ok(&["fill", "--model", &model, "--top", "2", "--json", text]);
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let first = &answer["masks"][0];
+    assert_eq!((answer["text"].as_str(), answer["masks"].as_array().unwrap().len()), (Some(text), 2));
+    assert_eq!((first.as_array().unwrap().len(), first[0]["word"].as_str()), (2, Some("sat")));
+    assert!((first[0]["probability"].as_f64().unwrap() - 0.544784).abs() < 1e-6, "{first}");
+}
+
+#[test]
+fn what_cannot_be_filled_in_is_said() {
+    let place = with_text();
+    let model = reference();
+    let long = format!("{} [MASK]", "cat ".repeat(40));
+    for (text, words) in [("a cat", "there is no [MASK]"), (&long, "43 tokens, and the model reads 32")] {
+        place.refused(&["fill", "--model", &model, text], &[words]);
+    }
+    place.refused(&["fill", "--model", &model, "--top", "0", "[MASK]"], &["--top 0"]);
+    place.ok(&["pretrain", "pretrain.toml", "--output", "words", "--phases", "16:8:1"]);
+    place.refused(
+        &["fill", "--model", "words", "[MASK]"],
+        &["directory of a run", "did you mean words/last?"],
+    );
+    place.ok(&["train", "run.toml", "--init", "words/last", "--output", "tasks", "--max-steps", "1"]);
+    place.refused(
+        &["fill", "--model", "tasks/last", "[MASK]"],
+        &["no head for masked words", "cls.predictions", "mtdnn-raw pretrain --init tasks/last"],
+    );
+}

@@ -170,6 +170,10 @@ fn what_is_wrong_is_said_with_its_remedy() {
     place.refused(&text("blank.txt"), &["vocab.text: there are no words in it"]);
     place.refused(&text("latin.txt"), &["latin.txt:2: the text is not UTF-8", "iconv -f latin1 -t utf-8"]);
     place.refused(
+        &with(&text("text"), &["--min-frequency", "1000"]),
+        &["vocab.min_frequency: 1000: every word has a character that occurs less often"],
+    );
+    place.refused(
         &with(&text("text"), &["--size", "110"]),
         &["vocab.size: 110 tokens are too few", "give that or more"],
     );

@@ -203,7 +203,7 @@ pub struct Coverage {
 /// Trains a vocabulary on `words`, which were counted with this configuration's normalisation.
 ///
 /// # Errors
-/// There are no words, or the size does not hold their characters.
+/// There are no words, all have characters that are too rare, or the size does not hold their characters.
 pub fn train(config: &VocabularyConfig, words: &Words) -> Result<(Tokenizer, Coverage), DataError> {
     config.validate()?;
     let counts = &words.counts;
@@ -223,6 +223,13 @@ pub fn train(config: &VocabularyConfig, words: &Words) -> Result<(Tokenizer, Cov
     };
     let known: Vec<(&str, u64)> =
         counts.iter().map(|(word, count)| (word.as_str(), *count)).filter(|(word, _)| known(word)).collect();
+    if known.is_empty() {
+        let problem = format!(
+            "{}: every word has a character that occurs less often; give a smaller number, or more text",
+            config.min_frequency
+        );
+        return Err(wrong("min_frequency", problem));
+    }
     let following: BTreeSet<char> = known.iter().flat_map(|(word, _)| word.chars().skip(1)).collect();
     check_pairs(&known)?;
 

@@ -50,6 +50,14 @@ pub enum DirectoryError {
         /// What was asked for.
         path: PathBuf,
     },
+    /// The directory of a run, which holds model directories.
+    #[error("{}: this is the directory of a run, which holds models; did you mean {}?", path.display(), model.display())]
+    Run {
+        /// What was asked for.
+        path: PathBuf,
+        /// A model in it.
+        model: PathBuf,
+    },
     /// `config.json` is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -77,7 +85,7 @@ pub enum DirectoryError {
     #[error(
         "{}: no mtdnn.json, {}",
         path.display(),
-        match ["best", "last"].map(|name| path.join(name)).iter().find(|model| model.join("mtdnn.json").is_file()) {
+        match model_of_run(path, DESCRIPTION) {
             Some(model) => format!("but the directory of a run holds models; did you mean {}?", model.display()),
             None => format!(
                 "so it is an encoder without task heads; train it on tasks first: mtdnn-raw train --init {}",
@@ -128,6 +136,11 @@ pub fn read_encoder(directory: &Path) -> Result<(BertConfig, Tokenizer), Directo
     if !directory.is_dir() {
         return Err(DirectoryError::Missing { path: directory.to_path_buf() });
     }
+    if !directory.join(CONFIG).exists()
+        && let Some(model) = model_of_run(directory, CONFIG)
+    {
+        return Err(DirectoryError::Run { path: directory.to_path_buf(), model });
+    }
     let config = BertConfig::from_file(&directory.join(CONFIG))?;
     let tokenizer = Tokenizer::from_directory(directory)?;
     let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
@@ -135,6 +148,11 @@ pub fn read_encoder(directory: &Path) -> Result<(BertConfig, Tokenizer), Directo
         return Err(DirectoryError::Mismatch { path: directory.to_path_buf(), tokens, rows });
     }
     Ok((config, tokenizer))
+}
+
+/// The best or last model of a run's directory that has this file.
+fn model_of_run(directory: &Path, file: &str) -> Option<PathBuf> {
+    ["best", "last"].map(|name| directory.join(name)).into_iter().find(|model| model.join(file).is_file())
 }
 
 /// Rows of padding that a word embedding may have without question: up to a multiple of 8, 64 or 128.

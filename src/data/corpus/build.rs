@@ -75,10 +75,13 @@ impl Corpus {
         builder.flush(texts.last().map_or(path, PathBuf::as_path))?;
         if builder.writer.sentences() == 0 {
             let path = texts.first().map_or(path, PathBuf::as_path).to_path_buf();
+            let others = match texts.len() {
+                1 => String::new(),
+                count => format!(" nor in the other {} text files", count - 1),
+            };
             let reason = format!(
-                "no sentence in it or in any other of {} text files; write one sentence a line and a blank line \
-                 between documents, or have paragraphs cut with --split",
-                texts.len()
+                "no sentence in it{others}; write one sentence a line and a blank line between documents, or have \
+                 paragraphs cut with --split"
             );
             return Err(DataError::RawText { path, reason });
         }
