@@ -250,6 +250,10 @@ fn wrong_settings_are_refused_before_anything_is_written() {
     place.refused(&["pretrain", "--resume", "--output", "run"], &["run holds no run", "without --resume"]);
     place.refused(&["pretrain", "--text", "text"], &["--init"]);
     place.refused(&["pretrain", "pretrain.toml", "--init", "absent"], &["absent", "no such model directory"]);
+    for other in [["--vocabulary", "vocabulary"], ["--sizes", "tiny"]] {
+        let both = [&["pretrain", "--text", "text", "--init", "encoder"], &other[..]].concat();
+        place.refused(&both, &["--init", other[0], "cannot be used with"]);
+    }
     place.refused(&["pretrain", "pretrain.toml", "--phases", "33:8:10"], &["33", "32"]);
     place.write("vocabulary/vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\nfilm\n");
     place.refused(&["pretrain", "pretrain.toml"], &["vocabulary", "no [MASK]", "mtdnn-raw vocab"]);

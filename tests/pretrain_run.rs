@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::data::Tokenizer;
 use mtdnn_raw::nn::{Model, directory};
 use mtdnn_raw::train::config::ModelConfig;
 use mtdnn_raw::train::monitor::{Event, Monitor};
@@ -328,6 +329,18 @@ fn a_run_goes_on_only_as_it_began() {
     assert_same(&left_by(&run), &before, "after refusals");
 
     fs::write(&place.files.train, text).unwrap();
+    // As many tokens, in other places, and the corpus is made anew as its own error advises.
+    let corpus = run.pretrain.output.join("corpus");
+    let words = texts::words();
+    let turned = words.iter().rev().map(String::as_str).chain(["."]);
+    Tokenizer::from_words(turned, Default::default()).unwrap().save(&place.files.vocabulary).unwrap();
+    fs::remove_dir_all(&corpus).unwrap();
+    let error = refusal(&run, true);
+    assert!(error.contains("the vocabulary is not that which the run began with"), "{error}");
+    assert_same(&left_by(&run), &before, "after another vocabulary");
+
+    texts::tokenizer().save(&place.files.vocabulary).unwrap();
+    fs::remove_dir_all(&corpus).unwrap();
     run.pretrain.eval_every = 4;
     assert_eq!(go(&run, true, &mut Watcher::default()).unwrap().ending, Ending::Complete);
 }

@@ -54,7 +54,7 @@ pub(super) struct PretrainArgs {
     resume: bool,
 
     /// A pretrained encoder to go on with, with or without pre-training heads: config.json, model.safetensors, vocab.txt.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["vocabulary", "sizes"])]
     init: Option<PathBuf>,
 
     /// The vocabulary of a new model: a directory that `vocab` has written, or any with vocab.txt or tokenizer.json.

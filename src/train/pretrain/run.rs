@@ -57,6 +57,8 @@ struct State {
     log_offset: u64,
     /// What the text hashes to: a run does not go on over other text.
     text: Vec<String>,
+    /// What the vocabulary hashes to: with another one, every token would have another's vector.
+    vocabulary: String,
     /// The last evaluation so far.
     evaluation: Option<Evaluation>,
     /// Seconds of the run so far.
@@ -112,7 +114,7 @@ pub fn run(
         monitor.tell(Event::Warning(&format!("{error:#}"))); // For readers; nothing depends on it.
     }
     let text = corpora.fingerprints();
-    let saved = if resume { load(output, &text, &mut trainer, monitor)? } else { None };
+    let saved = if resume { load(output, &text, &tokenizer, &mut trainer, monitor)? } else { None };
     if saved.is_none() {
         let start = start.map_or_else(|| initial(monitor), Ok)?;
         let span = Span { space: Space::Parameters, offset: 0, len: start.len() };
@@ -146,12 +148,20 @@ fn initial_parameters(
 fn load(
     output: &Path,
     text: &[String],
+    tokenizer: &Tokenizer,
     trainer: &mut PretrainTrainer<'_>,
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Option<State>> {
     let Some(path) = keeper::newest_state(output, monitor)? else { return Ok(None) };
     let parameters = trainer.model().parameters().len();
     let state: State = checkpoint::load_state(&path, parameters, trainer.backend())?;
+    if state.vocabulary != tokenizer.hash() {
+        bail!(
+            "--resume: the vocabulary is not that which the run began with (its own is in {}); put its files back, or \
+             start another run with another --output",
+            output.join(LAST).display()
+        );
+    }
     if state.text != text {
         bail!(
             "--resume: the text is not that which the run began with; put the files back, or start another run with \
@@ -237,6 +247,7 @@ impl Observer for Recorder<'_> {
             progress: *trainer.progress(),
             log_offset: self.keeper.sync_log(),
             text: self.text.clone(),
+            vocabulary: self.tokenizer.hash(),
             evaluation: self.evaluation,
             seconds: self.keeper.seconds(),
         };
