@@ -129,7 +129,8 @@ fn pretrain_without_allocating() {
     let files = Files::new(folder.path());
     let tokenizer = texts::tokenizer();
     let path = folder.path().join("train.corpus");
-    let train = Corpus::build(&[files.train], Layout::Sentences, &tokenizer, &path, &mut |_, _| {}).unwrap();
+    let train =
+        Corpus::build(&[files.train], Layout::Sentences, &tokenizer, &path, &mut |_, _| true).unwrap();
     let corpora = Corpora { train, dev: None };
     let model = PretrainingModel::new(&texts::encoder(96, 2));
     for (batch_size, accumulation, optimizer, whole_words) in

@@ -84,8 +84,8 @@ fn a_run_leaves_a_model_that_stage_two_takes() {
     }
     let lines = log(&place);
     let of = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
-    // Two batches an update; measured before the first, after 4, 6, where a phase ends, 8 and 10.
-    assert_eq!((of("step"), of("evaluation")), (20, 5));
+    // Two batches an update; measured before the first, after 4, 6, where a phase ends and another begins, 8 and 10.
+    assert_eq!((of("step"), of("evaluation")), (20, 6));
 
     // As transformers has a BertForPreTraining.
     let config: Value =

@@ -156,7 +156,7 @@ fn begins_at_chance_and_learns_what_is_around_a_word() {
     (config.eval_every, config.eval_pairs, config.checkpoint_every) = (0, 0, 0);
     let mut watcher = Watcher::default();
     let outcome = go(&run, false, &mut watcher).unwrap();
-    assert_eq!((outcome.ending, watcher.evaluations.len()), (Ending::Complete, 2));
+    assert_eq!((outcome.ending, watcher.evaluations.len()), (Some(Ending::Complete), 2));
     let [first, last] = watcher.evaluations[..] else { panic!() };
     let chance = (texts::tokenizer().vocab_size() as f64).ln();
     assert!((first.masked_loss / chance - 1.0).abs() < 0.02, "{} and ln V {chance}", first.masked_loss);
@@ -174,26 +174,33 @@ fn begins_at_chance_and_learns_what_is_around_a_word() {
 #[test]
 fn a_run_stopped_anywhere_ends_in_the_same_bytes() {
     let place = Place::new();
+    // The text is tokenised by the first run of the place, which is asked about that, too.
+    go(&place.run("first"), false, &mut Watcher::default()).unwrap();
     let run = place.run("whole");
     let mut whole = Watcher::default();
     let outcome = go(&run, false, &mut whole).unwrap();
-    assert_eq!((outcome.ending, outcome.progress.updates, outcome.progress.phase), (Ending::Complete, 8, 1));
+    assert_eq!(
+        (outcome.ending, outcome.progress.updates, outcome.progress.phase),
+        (Some(Ending::Complete), 8, 1)
+    );
     let expected = left_by(&run);
     let epochs: Vec<_> = whole.steps.iter().map(|step| (step.phase, step.step)).collect();
     assert_eq!(epochs, (0..16).map(|step| (usize::from(step >= 10), step)).collect::<Vec<_>>());
     let questions = whole.questions.get();
-    // Before each of eight windows and at the end; one batch in each of five evaluations: at 0, 3, 5, 6 and 8.
-    assert_eq!(questions, 9 + 5);
+    // Before each of eight windows, between the phases and at the end; one batch in each of six evaluations.
+    assert_eq!(questions, 10 + 6);
+    let measured: Vec<_> = whole.evaluations.iter().map(|e| (e.updates, e.max_length)).collect();
+    assert_eq!(measured, [(0, 32), (3, 32), (5, 32), (5, 64), (6, 64), (8, 64)]);
     for stop_at in 1..=questions {
         let run = place.run(&format!("stopped-{stop_at}"));
         let mut first = Watcher { stop_at: Some(stop_at), ..Watcher::default() };
         let ending = go(&run, false, &mut first).unwrap().ending;
-        assert_eq!(ending, Ending::Stopped, "at question {stop_at}");
+        assert_eq!(ending, Some(Ending::Stopped), "at question {stop_at}");
         let mut second = Watcher::default();
         let again = go(&run, true, &mut second).unwrap();
         assert_eq!(
             (again.ending, again.progress),
-            (Ending::Complete, outcome.progress),
+            (Some(Ending::Complete), outcome.progress),
             "question {stop_at}"
         );
         assert_eq!(again.evaluation, outcome.evaluation);
@@ -201,6 +208,16 @@ fn a_run_stopped_anywhere_ends_in_the_same_bytes() {
         first.steps.extend(second.steps);
         assert_eq!(first.steps, whole.steps);
     }
+}
+
+#[test]
+fn a_run_stopped_while_it_tokenises_has_begun_nothing() {
+    let place = Place::new();
+    let run = place.run("run");
+    let outcome = go(&run, false, &mut Watcher { stop_at: Some(1), ..Watcher::default() }).unwrap();
+    assert_eq!((outcome.ending, outcome.progress.updates), (None, 0));
+    assert_eq!(fs::read_dir(place.folder.path().join("corpus")).unwrap().count(), 0);
+    assert_eq!(go(&run, false, &mut Watcher::default()).unwrap().ending, Some(Ending::Complete));
 }
 
 /// Ended without a word after any of the things that happen, and gone on with.
@@ -219,7 +236,7 @@ fn a_run_that_dies_anywhere_ends_in_the_same_bytes() {
         let mut first = Watcher { die_at: Some(die_at), ..Watcher::default() };
         assert!(catch_unwind(AssertUnwindSafe(|| go(&run, false, &mut first))).is_err(), "event {die_at}");
         let mut second = Watcher::default();
-        assert_eq!(go(&run, true, &mut second).unwrap().ending, Ending::Complete);
+        assert_eq!(go(&run, true, &mut second).unwrap().ending, Some(Ending::Complete));
         assert_same(&left_by(&run), &expected, &format!("dead after event {die_at}"));
         went_on += usize::from(second.has_said("going on after update"));
         assert!(second.has_said("going on after update") != second.has_said("begins at the beginning"));
@@ -342,7 +359,7 @@ fn a_run_goes_on_only_as_it_began() {
     texts::tokenizer().save(&place.files.vocabulary).unwrap();
     fs::remove_dir_all(&corpus).unwrap();
     run.pretrain.eval_every = 4;
-    assert_eq!(go(&run, true, &mut Watcher::default()).unwrap().ending, Ending::Complete);
+    assert_eq!(go(&run, true, &mut Watcher::default()).unwrap().ending, Some(Ending::Complete));
 }
 
 #[test]

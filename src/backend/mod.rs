@@ -55,7 +55,7 @@ pub const KEPT: usize = 256;
 pub enum BackendError {
     /// The buffers do not fit into memory.
     #[error(
-        "out of memory: the plan needs {bytes} bytes{}; a smaller --batch-size or --max-length needs less",
+        "out of memory: the plan needs {bytes} bytes{}; smaller batches or shorter sequences need less",
         available.map_or(String::new(), |bytes| format!(" and {bytes} are free"))
     )]
     OutOfMemory {

@@ -123,7 +123,7 @@ impl Console {
         {
             let free = format::bytes(free);
             self.print(&format!(
-                "warning: only {free} of memory are free; a smaller --batch-size or --max-length needs less"
+                "warning: only {free} of memory are free; smaller batches or shorter sequences need less"
             ));
         }
     }

@@ -69,8 +69,8 @@ pub(super) fn run(args: &FillArgs) -> anyhow::Result<Exit> {
         }
         Ok(())
     };
-    for text in &args.texts {
-        answer(text, &format!("{text:?}"))?;
+    for (number, text) in args.texts.iter().enumerate() {
+        answer(text, &format!("text {}", number + 1))?;
     }
     if args.texts.is_empty() {
         if stdin().is_terminal() {
@@ -112,6 +112,9 @@ impl Filler {
                 path.display(),
                 path.display()
             );
+        }
+        if loaded.report.unexpected.iter().any(|name| !name.starts_with("heads.")) {
+            eprintln!("{}", loaded.report);
         }
         let mut backend = device.backend()?;
         let model = model.with_precision(backend.precision());

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::nn::BertConfig;
+use mtdnn_raw::train::config::ModelConfig;
 use mtdnn_raw::train::pretrain::run::{self, Outcome, PretrainRun};
 use mtdnn_raw::train::pretrain::{Evaluation, Phase, PretrainConfig};
 use mtdnn_raw::train::schedule::ScheduleKind;
@@ -147,7 +148,8 @@ struct PretrainFlags {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     short_sequences: Option<f64>,
 
-    /// Updates between two evaluations; 0 for one at the beginning and one after each phase. [default: 1000]
+    /// Updates between two evaluations, beside those at each phase's beginning and end; 0 for those alone.
+    /// [default: 1000]
     #[arg(long, value_name = "STEPS")]
     eval_every: Option<u64>,
 
@@ -169,10 +171,17 @@ pub(super) fn run(args: &PretrainArgs) -> anyhow::Result<Exit> {
     let outcome = run::run(&run, args.resume, SystemTime::now(), &mut *backend, &mut console);
     console.clear();
     let outcome = outcome?;
-    if outcome.ending == Ending::Stopped {
-        let output = output.display();
-        eprintln!("stopped and saved; to go on: mtdnn-raw pretrain --resume --output {output}");
-        return Ok(Exit::Stopped);
+    match outcome.ending {
+        None => {
+            eprintln!("stopped before training began; run it again to begin anew");
+            return Ok(Exit::Stopped);
+        }
+        Some(Ending::Stopped) => {
+            let output = output.display();
+            eprintln!("stopped and saved; to go on: mtdnn-raw pretrain --resume --output {output}");
+            return Ok(Exit::Stopped);
+        }
+        Some(Ending::Complete | Ending::Patience) => {}
     }
     print_results(&outcome)?;
     hint(output);
@@ -187,6 +196,11 @@ impl PretrainArgs {
         self.apply(&mut run);
         make_absolute(&mut run.pretrain)?;
         run.pretrain.validate().map_err(|error| Usage(error.to_string()))?;
+        let ModelConfig { init, vocabulary, config } = &run.pretrain.model;
+        if init.is_none() && (vocabulary.is_none() || config.is_none()) {
+            let usage = "say which model: --init DIR, one to go on with, or --vocabulary DIR and --sizes NAME for a new one";
+            return Err(Usage(usage.into()).into());
+        }
         Ok(run)
     }
 

@@ -65,6 +65,16 @@ pub enum DataError {
     #[error("{}: {reason}; delete the file: it is made again from the text", path.display())]
     Corpus { path: PathBuf, reason: String },
 
+    #[error(
+        "{}: it was made with another vocabulary or other casing; give that vocabulary, or another --output or --corpus, \
+         or delete the file: it is made again from the text",
+        path.display()
+    )]
+    OtherVocabulary { path: PathBuf },
+
+    #[error("stopped while text was being tokenised")]
+    Stopped,
+
     #[error("cannot write the corpus {}: {source}; it takes about {needed} bytes. What was written is removed. Make \
              room, or name another place", path.display())]
     CorpusWrite { path: PathBuf, source: io::Error, needed: u64 },

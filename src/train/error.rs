@@ -13,8 +13,8 @@ pub enum TrainError {
         "out of memory: {asked} bytes are needed, {arena} of them for the values of a batch of {batch_size}, and \
          {available} are free; {}",
         match fits {
-            0 => "not one example fits: take a smaller --max-length or another --device".to_string(),
-            fits => format!("the largest batch that fits is about {fits}: --batch-size {fits}"),
+            0 => "not one example fits: take shorter sequences or another --device".to_string(),
+            fits => format!("the largest batch that fits is about {fits}"),
         }
     )]
     OutOfMemory {
@@ -106,11 +106,7 @@ mod tests {
             with_what_fits(error, &sizes, 32).to_string()
         };
         // 1600 bytes are for parameters and their like; half of the arena's 4000 are left.
-        assert!(
-            error(3600).ends_with("the largest batch that fits is about 16: --batch-size 16"),
-            "{}",
-            error(3600)
-        );
+        assert!(error(3600).ends_with("the largest batch that fits is about 16"), "{}", error(3600));
         assert!(error(1650).contains("not one example fits"), "{}", error(1650));
     }
 }

@@ -18,12 +18,13 @@ pub const PLAN: &str = "plan.txt";
 
 /// Keys that a resumed run may have otherwise: they change when is looked, not what is computed, and the directory may
 /// have been moved.
-const FREE_KEYS: [&str; 7] = [
+const FREE_KEYS: [&str; 8] = [
     "output",
     "train.eval",
     "train.patience",
     "train.checkpoint_every",
     "pretrain.output",
+    "pretrain.corpus",
     "pretrain.eval_every",
     "pretrain.checkpoint_every",
 ];

@@ -42,10 +42,17 @@ impl Console {
     }
 
     pub(super) fn text_measured(&mut self, evaluation: &Evaluation) {
-        let Evaluation { updates, masked_loss, masked_accuracy, next_accuracy, unigram_entropy, .. } =
-            evaluation;
+        let Evaluation {
+            updates,
+            max_length,
+            masked_loss,
+            masked_accuracy,
+            next_accuracy,
+            unigram_entropy,
+            ..
+        } = evaluation;
         self.print(&format!(
-            "update {updates}  held-out text: masked loss {masked_loss:.3} (unigram entropy {unigram_entropy:.3}), \
+            "update {updates}  held-out text, {max_length} tokens: masked loss {masked_loss:.3} (unigram entropy {unigram_entropy:.3}), \
              perplexity {:.1}, accuracy {masked_accuracy:.3}; next sentence accuracy {next_accuracy:.3}",
             evaluation.perplexity()
         ));

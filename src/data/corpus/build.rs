@@ -39,17 +39,17 @@ impl Corpus {
     /// Reads text files, tokenises them with all threads, writes the corpus to `path`, and opens it. The bytes do not
     /// depend on the number of threads. Memory holds some megabytes of text and the offsets of the sentences.
     ///
-    /// `progress` is told how many bytes of text are done, and of how many.
+    /// `progress` is told how many bytes of text are done, and of how many, and says whether to go on.
     ///
     /// # Errors
-    /// Text that cannot be read, is not UTF-8, or has no sentence; a disk that fills. An earlier file is then as it
-    /// was, and nothing else is left.
+    /// Text that cannot be read, is not UTF-8, or has no sentence; a disk that fills; [`DataError::Stopped`] where
+    /// `progress` says so. An earlier file is then as it was, and nothing else is left.
     pub fn build(
         texts: &[PathBuf],
         layout: Layout,
         tokenizer: &Tokenizer,
         path: &Path,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
         // Hashed before it is read: text that changes in between gives a corpus that is out of date, and is seen to be.
         let source = fingerprint(texts, layout)?;
@@ -98,7 +98,12 @@ impl Corpus {
         let needed = builder.writer.bytes();
         let cannot_write = |source| DataError::CorpusWrite { path: path.to_path_buf(), source, needed };
         builder.writer.finish(head).map_err(cannot_write)?;
-        Self::open(path, tokenizer)
+        let corpus = Self::open(path, tokenizer)?;
+        if corpus.source() != source {
+            let reason = "another process has put the corpus of other text in its place";
+            return Err(DataError::Corpus { path: path.to_path_buf(), reason: reason.into() });
+        }
+        Ok(corpus)
     }
 }
 
@@ -115,7 +120,7 @@ struct Builder<'a> {
     /// Bytes of text that are done, and that there are.
     done: u64,
     total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    progress: &'a mut dyn FnMut(u64, u64) -> bool,
 }
 
 impl Builder<'_> {
@@ -155,8 +160,7 @@ impl Builder<'_> {
         }
         self.text.clear();
         self.pieces.clear();
-        (self.progress)(self.done, self.total);
-        Ok(())
+        if (self.progress)(self.done, self.total) { Ok(()) } else { Err(DataError::Stopped) }
     }
 
     /// The bytes needed are worked out from the text that is still to come.

@@ -86,14 +86,18 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Begins a file; its directory is made if need be.
+    /// Begins a file; its directory is made if need be, and what killed processes have left of it is removed.
     pub fn new(path: &Path) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
+            remove_abandoned(path, directory);
         }
         // A name of its own to each process: two may make the same corpus at once, and the last to rename wins.
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let mut output = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        let file = File::create(&temporary)?;
+        // Held as long as this process lives: what nobody holds is abandoned. A file system without locks does no harm.
+        let _ = file.try_lock();
+        let mut output = BufWriter::with_capacity(1 << 20, file);
         // The head's place, until what it counts is known.
         output.write_all(&[0; size_of::<Head>()])?;
         let path = path.to_path_buf();
@@ -147,6 +151,24 @@ impl Writer {
         fs::rename(&self.temporary, &self.path)?;
         let directory = self.path.parent().filter(|directory| !directory.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+/// Removes the unfinished files of a corpus that no process is writing any more.
+fn remove_abandoned(path: &Path, directory: &Path) {
+    let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { return };
+    let own = std::process::id().to_string();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let middle =
+            name.to_str().and_then(|name| name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".tmp"));
+        let is_number =
+            |process: &str| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit());
+        let is_one = middle.is_some_and(|process| is_number(process) && process != own);
+        if is_one && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            // One that cannot be removed is in nobody's way but the disk's.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -73,7 +73,7 @@ impl Corpus {
             return Err(wrong(reason));
         }
         if head.vocabulary != *tokenizer.hash().as_bytes() {
-            return Err(wrong("it was made with another vocabulary or other casing".to_string()));
+            return Err(DataError::OtherVocabulary { path: path.to_path_buf() });
         }
         // The counts are believed only if they add up to the file's size.
         let parts = Parts::of(&head).filter(|parts| parts.checksum.end == bytes.len()).ok_or_else(|| {

@@ -54,6 +54,7 @@ fn words(words: &[&str]) -> Tokenizer {
 fn build(texts: &[PathBuf], tokenizer: &Tokenizer, path: &Path) -> Result<Corpus, String> {
     let corpus = Corpus::build(texts, Layout::Sentences, tokenizer, path, &mut |done, total| {
         assert!(done <= total);
+        true
     });
     corpus.map_err(|error| error.to_string())
 }
@@ -168,7 +169,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
             Layout::Sentences,
             &words(&["a"]),
             &place("corpus"),
-            &mut |_, _| {},
+            &mut |_, _| true,
         );
         let error = error.unwrap_err();
         let crate::data::DataError::CorpusWrite { needed, .. } = &error else { panic!("{error}") };
@@ -244,4 +245,27 @@ fn a_forged_checksum_does_not_make_a_corpus() {
         assert!(forged(part.start + 8, 200).unwrap_err().contains(&said), "one that starts too late");
         assert!(forged(part.end - 8, 2).unwrap_err().contains(&said), "another end");
     }
+}
+
+#[test]
+fn a_build_that_is_stopped_leaves_nothing_and_clears_away_what_a_killed_one_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    fs::write(place("text"), "a a\na\n").unwrap();
+    let made = |go_on: bool| {
+        let texts = [place("text")];
+        Corpus::build(&texts, Layout::Sentences, &words(&["a"]), &place("made.corpus"), &mut |_, _| go_on)
+    };
+    // Nobody holds the first; somebody holds the second; the third is no such file.
+    let held = fs::File::create(place("made.2.tmp")).unwrap();
+    held.lock().unwrap();
+    for name in ["made.1.tmp", "made.x.tmp"] {
+        fs::write(place(name), "left").unwrap();
+    }
+    assert!(matches!(made(false), Err(crate::data::DataError::Stopped)));
+    let mut names: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["made.2.tmp", "made.x.tmp", "text"]);
+    assert_eq!(made(true).unwrap().counts().tokens, 3);
 }

@@ -88,6 +88,7 @@ fn novels_become_masked_batches() {
     let mut progress = Vec::new();
     let corpus = Corpus::build(&files, Layout::Sentences, &tokenizer, &path, &mut |done, total| {
         progress.push((done, total));
+        true
     });
     let corpus = corpus.unwrap();
     println!("{:?}, unigram entropy {:.3}", corpus.counts(), corpus.unigram_entropy());

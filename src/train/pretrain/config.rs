@@ -57,7 +57,7 @@ pub struct PretrainConfig {
     pub whole_words: bool,
     /// The share of documents whose sequences are shorter than they could be.
     pub short_sequences: f64,
-    /// Updates between two evaluations; 0 for one at the beginning and one at the end of each phase.
+    /// Updates between two evaluations, beside those at the beginning and the end of each phase; 0 for those alone.
     pub eval_every: u64,
     /// Sentence pairs of the held-out text that are measured; 0 for all.
     pub eval_pairs: usize,
@@ -149,6 +149,11 @@ impl PretrainConfig {
                 return fail("phases", format!("{phase}: 0 steps train nothing; leave the phase out"));
             }
         }
+        let steps = self.phases.iter().try_fold(0u64, |sum, phase| sum.checked_add(phase.steps));
+        let batches = steps.and_then(|steps| steps.checked_mul(u64::from(self.accumulation)));
+        if batches.is_none_or(|batches| batches > u64::from(u32::MAX)) {
+            return fail("phases", format!("more than {} batches in all", u32::MAX));
+        }
         let Self { learning_rate, accumulation, warmup, clip, weight_decay, dropout, .. } = *self;
         check_recipe(
             "pretrain",
@@ -224,7 +229,8 @@ mod tests {
             let error = config.validate().unwrap_err().to_string();
             assert!(error.starts_with(&format!("pretrain.{key}: ")), "{error}");
         }
-        for phases in [phase(4, 8, 1), phase(1 << 20, 8, 1), phase(64, 0, 1), phase(64, 8, 0)] {
+        let endless = [phase(32, 4, u64::MAX), phase(32, 4, 5)].concat();
+        for phases in [phase(4, 8, 1), phase(1 << 20, 8, 1), phase(64, 0, 1), phase(64, 8, 0), endless] {
             let error = PretrainConfig { phases, ..good.clone() }.validate().unwrap_err().to_string();
             assert!(error.starts_with("pretrain.phases: "), "{error}");
         }

@@ -18,6 +18,8 @@ const SEED: u64 = 2018;
 pub struct Evaluation {
     /// Updates made before.
     pub updates: u64,
+    /// Tokens that a pair has at most.
+    pub max_length: usize,
     /// Sentence pairs measured.
     pub pairs: usize,
     /// Masked words measured.
@@ -131,6 +133,7 @@ impl<'a> HeldOut<'a> {
         let random = sums.random / sums.pairs;
         Ok(Some(Evaluation {
             updates,
+            max_length: self.max_length,
             pairs: self.instances.len(),
             predictions: sums.words as usize,
             masked_loss: sums.masked_loss / sums.words,

@@ -11,7 +11,7 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 use super::config::PretrainConfig;
-use super::corpora::Corpora;
+use super::corpora::{Corpora, OTHER_TEXT};
 use super::evaluate::Evaluation;
 use super::trainer::{Ending, Observer, PretrainTrainer, Progress, StepReport, check_lengths};
 use crate::backend::Backend;
@@ -39,8 +39,8 @@ pub struct PretrainRun {
 /// How a run ended and what came of it.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How it ended.
-    pub ending: Ending,
+    /// How it ended; `None` if it was stopped before anything was trained.
+    pub ending: Option<Ending>,
     /// Where the run stands.
     pub progress: Progress,
     /// The figures of the last evaluation, if there was one.
@@ -102,7 +102,9 @@ pub fn run(
     for sentence in store::recover(output, &[STATE, LAST])? {
         monitor.tell(Event::Warning(&sentence));
     }
-    let corpora = Corpora::open(config, &tokenizer, monitor)?;
+    let Some(corpora) = Corpora::open(config, &tokenizer, resume, monitor)? else {
+        return Ok(Outcome::nothing(monitor.seconds()));
+    };
     let mut trainer = PretrainTrainer::new(config, *seed, &model, &corpora, &masking, backend)?;
     let phases: Vec<String> = config.phases.iter().map(ToString::to_string).collect();
     let extent = format!("phases {} (tokens:pairs:updates)", phases.join(", "));
@@ -127,7 +129,13 @@ pub fn run(
     let ending = trainer.run(&mut recorder)?;
     recorder.keeper.finish()?;
     let Recorder { keeper, evaluation, .. } = recorder;
-    Ok(Outcome { ending, evaluation, seconds: keeper.seconds(), progress: *trainer.progress() })
+    Ok(Outcome { ending: Some(ending), evaluation, seconds: keeper.seconds(), progress: *trainer.progress() })
+}
+
+impl Outcome {
+    fn nothing(seconds: f64) -> Self {
+        Self { ending: None, progress: Progress::default(), evaluation: None, seconds }
+    }
 }
 
 /// The parameters that training begins with: those of `model.init`, new ones where it has none.
@@ -163,10 +171,7 @@ fn load(
         );
     }
     if state.text != text {
-        bail!(
-            "--resume: the text is not that which the run began with; put the files back, or start another run with \
-             another --output"
-        );
+        bail!(OTHER_TEXT);
     }
     let Progress { updates, phase, epoch, .. } = state.progress;
     let said = format!("going on after update {updates}, in phase {}, pass {}", phase + 1, epoch + 1);

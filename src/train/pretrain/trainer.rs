@@ -36,7 +36,7 @@ pub struct Progress {
     pub step: u32,
     /// Updates made so far.
     pub updates: u64,
-    /// The update after which the held-out text was last measured; none before the first time.
+    /// The update after which the held-out text was last measured in this phase.
     pub measured: Option<u64>,
 }
 
@@ -248,10 +248,12 @@ impl<'a> PretrainTrainer<'a> {
                     phase_updates: 0,
                     epoch: 0,
                     pair: 0,
+                    measured: None,
                     ..self.progress
                 };
                 self.begin_phase();
                 self.begin_pass();
+                continue; // Its pairs are of another length, and are measured before its first update.
             }
             for _ in 0..self.config.accumulation {
                 let queued = self.queue()?;
@@ -387,7 +389,8 @@ impl<'a> PretrainTrainer<'a> {
         let Progress { phase, phase_updates, updates, measured, .. } = self.progress;
         let PhasePrograms { phase: Phase { steps, .. }, held_out, .. } = &self.phases[phase];
         let every = self.config.eval_every;
-        let due = updates == 0 || phase_updates == *steps || (every > 0 && updates.is_multiple_of(every));
+        let due =
+            phase_updates == 0 || phase_updates == *steps || (every > 0 && updates.is_multiple_of(every));
         held_out.is_some() && due && measured != Some(updates)
     }
 
@@ -395,7 +398,7 @@ impl<'a> PretrainTrainer<'a> {
         let Progress { phase, phase_updates, updates, .. } = self.progress;
         let every = self.config.checkpoint_every;
         let ends = phase_updates == self.phases[phase].phase.steps;
-        updates > 0 && (ends || (every > 0 && updates.is_multiple_of(every)))
+        phase_updates > 0 && (ends || (every > 0 && updates.is_multiple_of(every)))
     }
 
     fn begin_phase(&mut self) {
