@@ -141,14 +141,10 @@ fn tiny_config(act: HiddenAct) -> BertConfig {
 
 fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> TaskSpec {
     TaskSpec {
-        name: name.to_string(),
-        kind,
-        texts: None,
         labels: labels.iter().map(|label| label.to_string()).collect(),
         metrics: vec![metric],
         dropout: 0.25,
-        head: None,
-        files: Vec::new(),
+        ..TaskSpec::new(name, kind)
     }
 }
 

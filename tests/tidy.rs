@@ -217,6 +217,13 @@ fn flags(text: &str) -> BTreeSet<String> {
     words.collect()
 }
 
+/// What a user reads: `README.md` and the pages of `docs`.
+fn documents() -> impl Iterator<Item = String> {
+    let pages = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let pages = pages.map(|name| format!("docs/{}", name.into_string().unwrap()));
+    pages.chain(["README.md".to_string()])
+}
+
 fn help(command: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_mtdnn-raw")).args(command).arg("--help").output().unwrap();
     assert!(output.status.success(), "{command:?} --help fails");
@@ -224,7 +231,7 @@ fn help(command: &[&str]) -> String {
 }
 
 #[test]
-fn every_flag_is_in_the_readme_and_every_flag_of_the_readme_is_one() {
+fn every_flag_is_in_the_documents_and_every_flag_of_the_documents_is_one() {
     let overview = help(&[]);
     let listed = overview.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     // Further lines of a description stand further in.
@@ -239,16 +246,16 @@ fn every_flag_is_in_the_readme_and_every_flag_of_the_readme_is_one() {
     for command in &commands {
         known.extend(flags(&help(&[command])));
     }
-    let readme = read("README.md");
-    let documented = flags(&readme);
+    let all: String = documents().map(|name| read(&name)).collect();
+    let documented = flags(&all);
     let everywhere = ["--help", "--version"].map(String::from);
     let missing: Vec<_> = known.difference(&documented).filter(|flag| !everywhere.contains(flag)).collect();
-    assert!(missing.is_empty(), "README.md says nothing of {missing:?}");
+    assert!(missing.is_empty(), "no document says anything of {missing:?}");
     let of_cargo = ["--release", "--path", "--open"].map(String::from);
     let unknown: Vec<_> = documented.difference(&known).filter(|flag| !of_cargo.contains(flag)).collect();
-    assert!(unknown.is_empty(), "README.md speaks of {unknown:?}, which are no flags");
+    assert!(unknown.is_empty(), "a document speaks of {unknown:?}, which are no flags");
     for command in commands {
-        assert!(readme.contains(&format!("mtdnn-raw {command}")), "README.md does not show {command}");
+        assert!(all.contains(&format!("mtdnn-raw {command}")), "no document shows {command}");
     }
 }
 
@@ -256,12 +263,13 @@ fn every_flag_is_in_the_readme_and_every_flag_of_the_readme_is_one() {
 fn the_changelog_knows_the_version_and_the_links_lead_somewhere() {
     let version = env!("CARGO_PKG_VERSION");
     assert!(read("CHANGELOG.md").contains(&format!("## [{version}]")), "CHANGELOG.md has no {version}");
-    for name in ["README.md", "ARCHITECTURE.md"] {
-        let text = read(name);
+    for name in documents().chain(["ARCHITECTURE.md".to_string()]) {
+        let text = read(&name);
+        let folder = Path::new(&name).parent().unwrap();
         let links: Vec<&str> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
         for link in links.iter().filter(|link| !link.contains("://") && !link.starts_with('#')) {
             let file = link.split('#').next().unwrap();
-            assert!(root().join(file).exists(), "{name} links to {link}, which is not there");
+            assert!(root().join(folder).join(file).exists(), "{name} links to {link}, which is not there");
         }
     }
 }

@@ -613,7 +613,7 @@ fn ends_after_max_steps_or_without_progress() {
 #[test]
 fn a_task_is_measured_with_the_head_it_names() {
     let (mut tasks, mut data) = three_tasks(0.0, [20, 13, 9]);
-    tasks.push(TaskSpec { head: Some("classes".into()), ..tasks[0].clone() });
+    tasks.push(TaskSpec { shares: Some("classes".into()), ..tasks[0].clone() });
     tasks[3].name = "diagnostic".into();
     data.push(TaskData { train: lesson(TaskKind::Classification, 0, 0), ..data[0].clone() });
     let setup = Setup::new(&small_config(16, 0.1), (tasks, data));

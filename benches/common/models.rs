@@ -1,6 +1,6 @@
 //! Models and batches of the usual comparisons: 32 sequences of 128 tokens, and GLUE-like ones.
 
-use mtdnn_raw::data::{Batch, Dataset, Label, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::data::{Batch, Dataset, Label, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, Model};
 use mtdnn_raw::random::Random;
 
@@ -19,14 +19,8 @@ pub fn configs() -> [(&'static str, BertConfig); 2] {
 /// A model with a head of three classes, and its numbers.
 pub fn model(config: &BertConfig) -> (Model, Vec<f32>) {
     let task = TaskSpec {
-        name: "bench".to_string(),
-        kind: TaskKind::Classification,
-        texts: None,
         labels: ["a", "b", "c"].map(str::to_string).to_vec(),
-        metrics: vec![MetricKind::Accuracy],
-        dropout: 0.1,
-        head: None,
-        files: Vec::new(),
+        ..TaskSpec::new("bench", TaskKind::Classification)
     };
     let model = Model::new(config, &[task]);
     let mut parameters = vec![0.0f32; model.parameters().len()];

@@ -1,7 +1,7 @@
 //! One training step whose outcome is known: it tells a broken kernel, processor or compiler from a sound one.
 
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
-use mtdnn_raw::data::{Batch, Dataset, Label, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::data::{Batch, Dataset, Label, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, Model, extents};
 use mtdnn_raw::tensor::{Precision, Space, Span};
 
@@ -44,14 +44,9 @@ fn step(backend: &mut dyn Backend) -> anyhow::Result<(f64, f64)> {
         ..BertConfig::default()
     };
     let task = TaskSpec {
-        name: "check".into(),
-        kind: TaskKind::Classification,
-        texts: None,
         labels: ["a", "b", "c"].map(String::from).to_vec(),
-        metrics: vec![MetricKind::Accuracy],
         dropout: 0.0,
-        head: None,
-        files: Vec::new(),
+        ..TaskSpec::new("check", TaskKind::Classification)
     };
     let model = Model::new(&config, &[task]).with_precision(backend.precision());
     let mut values = vec![0.0f32; model.parameters().len()];

@@ -347,14 +347,10 @@ mod tests {
             quirks: Quirks { no_consensus: true, ..Quirks::default() },
         };
         TaskSpec {
-            name: "pairs".to_string(),
-            kind: TaskKind::Classification,
             texts: Some(Texts::Pair),
             labels: vec!["no".to_string(), "yes".to_string()],
-            metrics: TaskKind::Classification.default_metrics(),
-            dropout: 0.1,
-            head: None,
             files: vec![file],
+            ..TaskSpec::new("pairs", TaskKind::Classification)
         }
     }
 

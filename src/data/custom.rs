@@ -8,9 +8,6 @@ use super::error::DataError;
 use super::glue;
 use super::task::{Column, Columns, Format, MetricKind, Quirks, SourceFile, Split, TaskKind, TaskSpec};
 
-/// The dropout of a head where nothing else is said.
-const DROPOUT: f32 = 0.1;
-
 /// One `[[task]]` of a run file. What is left out is known for a known task, and a default for one's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -140,14 +137,10 @@ impl TaskEntry {
             return Err(self.wrong(reason));
         }
         Ok(TaskSpec {
-            name: self.name.clone(),
-            kind,
             texts: columns.texts(),
             labels: self.labels.clone().unwrap_or_default(),
-            metrics: kind.default_metrics(),
-            dropout: DROPOUT,
-            head: None,
             files,
+            ..TaskSpec::new(self.name.clone(), kind)
         })
     }
 

@@ -66,7 +66,7 @@ struct Known {
     labels: &'static [&'static str],
     metrics: &'static [MetricKind],
     dropout: f32,
-    head: Option<&'static str>,
+    shares: Option<&'static str>,
     /// Of those with one split and name, the first that exists is used.
     files: &'static [KnownFile],
 }
@@ -113,14 +113,13 @@ impl Known {
             files.extend(places.into_iter().find(|path| path.is_file()).map(|path| file.source(path)));
         }
         TaskSpec {
-            name: self.name.to_string(),
-            kind: self.kind,
             texts: files.first().and_then(|file| file.columns.texts()),
             labels: self.labels.iter().map(|label| label.to_string()).collect(),
             metrics: self.metrics.to_vec(),
             dropout: self.dropout,
-            head: self.head.map(str::to_string),
+            shares: self.shares.map(str::to_string),
             files,
+            ..TaskSpec::new(self.name, self.kind)
         }
     }
 }
@@ -201,7 +200,7 @@ const KNOWN: &[Known] = &[
         labels: NO_YES,
         metrics: &[MetricKind::Mcc, MetricKind::Accuracy],
         dropout: 0.05,
-        head: None,
+        shares: None,
         files: &[
             single(Train, "train", "train.tsv", At::Number(3)).labelled(At::Number(1)).headless(),
             single(Dev, "dev", "dev.tsv", At::Number(3)).labelled(At::Number(1)).headless(),
@@ -216,7 +215,7 @@ const KNOWN: &[Known] = &[
         labels: NO_YES,
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             single(Train, "train", "train.tsv", SENTENCE).labelled(LABEL),
             single(Dev, "dev", "dev.tsv", SENTENCE).labelled(LABEL),
@@ -231,7 +230,7 @@ const KNOWN: &[Known] = &[
         labels: NO_YES,
         metrics: ACCURACY_F1,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("#1 String"), At::Name("#2 String"))
                 .labelled(At::Name("Quality")),
@@ -248,7 +247,7 @@ const KNOWN: &[Known] = &[
         labels: &[],
         metrics: &[MetricKind::Pearson, MetricKind::Spearman],
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Name("score")),
             sentences(Dev, "dev", "dev.tsv").labelled(At::Name("score")),
@@ -263,7 +262,7 @@ const KNOWN: &[Known] = &[
         labels: NO_YES,
         metrics: ACCURACY_F1,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("question1"), At::Name("question2"))
                 .labelled(At::Name("is_duplicate"))
@@ -282,7 +281,7 @@ const KNOWN: &[Known] = &[
         labels: ENTAILMENT_3,
         metrics: ACCURACY,
         dropout: 0.3,
-        head: None,
+        shares: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Last).disputed(),
             sentences(Dev, "dev_matched", "dev_matched.tsv").labelled(At::Last).disputed(),
@@ -299,7 +298,7 @@ const KNOWN: &[Known] = &[
         labels: ENTAILMENT_2,
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("question"), SENTENCE).labelled(LABEL),
             pair(Dev, "dev", "dev.tsv", At::Name("question"), SENTENCE).labelled(LABEL),
@@ -314,7 +313,7 @@ const KNOWN: &[Known] = &[
         labels: ENTAILMENT_2,
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(LABEL),
             sentences(Dev, "dev", "dev.tsv").labelled(LABEL),
@@ -329,7 +328,7 @@ const KNOWN: &[Known] = &[
         labels: NO_YES,
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(LABEL),
             sentences(Dev, "dev", "dev.tsv").labelled(LABEL),
@@ -344,7 +343,7 @@ const KNOWN: &[Known] = &[
         labels: ENTAILMENT_3,
         metrics: &[MetricKind::Mcc, MetricKind::Accuracy],
         dropout: 0.3,
-        head: Some("mnli"),
+        shares: Some("mnli"),
         files: &[sentences(Test, "test", "diagnostic.tsv")],
     },
     Known {
@@ -355,7 +354,7 @@ const KNOWN: &[Known] = &[
         labels: ENTAILMENT_3,
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Last).disputed(),
             sentences(Train, "train", "snli_1.0_train.jsonl").labelled(GOLD).disputed().jsonl(),
@@ -373,7 +372,7 @@ const KNOWN: &[Known] = &[
         labels: &["neutral", "entails"],
         metrics: ACCURACY,
         dropout: 0.1,
-        head: None,
+        shares: None,
         files: &[
             scitail(Train, "train", "tsv_format/scitail_1.0_train.tsv"),
             scitail(Train, "train", "scitail_1.0_train.tsv"),

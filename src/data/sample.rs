@@ -53,17 +53,13 @@ pub fn tasks(seed: u64) -> Vec<SampleTask> {
         }
         let dev = examples.split_off(TRAIN);
         let spec = TaskSpec {
-            name: name.to_string(),
-            kind,
             texts: dev[0].text.texts(),
             labels: labels.iter().map(|label| label.to_string()).collect(),
             metrics: match kind {
                 TaskKind::Ranking => vec![MetricKind::AccuracyAt1, MetricKind::Mrr],
                 kind => kind.default_metrics(),
             },
-            dropout: 0.1,
-            head: None,
-            files: Vec::new(),
+            ..TaskSpec::new(name, kind)
         };
         SampleTask { spec, train: examples, dev }
     };

@@ -163,13 +163,30 @@ pub struct TaskSpec {
     pub dropout: f32,
     /// The task whose head answers this one, where it has none of its own (GLUE's diagnostic set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<String>,
+    pub shares: Option<String>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
 }
 
+/// The dropout of a head where nothing else is said (Liu et al. 2019, section 5.2).
+const DROPOUT: f32 = 0.1;
+
 impl TaskSpec {
+    /// A task of this kind with its usual metrics and dropout, without labels and files.
+    pub fn new(name: impl Into<String>, kind: TaskKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            texts: None,
+            labels: Vec::new(),
+            metrics: kind.default_metrics(),
+            dropout: DROPOUT,
+            shares: None,
+            files: Vec::new(),
+        }
+    }
+
     /// The files of `split`.
     pub fn files_of(&self, split: Split) -> impl Iterator<Item = &SourceFile> {
         self.files.iter().filter(move |file| file.split == split)

@@ -48,7 +48,7 @@ impl Model {
         let deviation = config.initializer_range as f32;
         let mut heads = Vec::new();
         for task in tasks {
-            heads.push(task.head.is_none().then(|| {
+            heads.push(task.shares.is_none().then(|| {
                 let start = parameters.len();
                 let head = Head::new(&mut parameters, task, config.hidden_size, deviation);
                 parameters.align();
@@ -140,7 +140,7 @@ impl Model {
 
     /// The head that answers a task: its own, or that of the task it names.
     fn head(&self, task: usize) -> &Head {
-        let owner = match &self.tasks[task].head {
+        let owner = match &self.tasks[task].shares {
             None => task,
             Some(name) => self.tasks.iter().position(|other| other.name == *name).unwrap_or(task),
         };

@@ -35,7 +35,7 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
         if tasks.iter().any(|task| task.name == spec.name) {
             bail!("task {:?} is named twice; give each [[task]] a name of its own", spec.name);
         }
-        if spec.head.is_none() && spec.files_of(Split::Train).next().is_none() {
+        if spec.shares.is_none() && spec.files_of(Split::Train).next().is_none() {
             match &entry.data {
                 Some(folder) => bail!(
                     "task {:?}: there is no file to train on in {}; put it there, or leave the task out",
@@ -56,7 +56,7 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
         return Ok(sample::tasks(SAMPLE_SEED).into_iter().map(|task| task.spec).collect());
     }
     for task in &tasks {
-        if let Some(head) = &task.head
+        if let Some(head) = &task.shares
             && !tasks.iter().any(|other| other.name == *head)
         {
             bail!("task {:?} is answered by the head of {head}; add {head} to the tasks", task.name);

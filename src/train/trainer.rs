@@ -176,7 +176,7 @@ impl<'a> Trainer<'a> {
             if length > positions {
                 return Err(TrainError::TooLong { task: task.name.clone(), length, positions });
             }
-            if sets.train.is_empty() && task.head.is_none() {
+            if sets.train.is_empty() && task.shares.is_none() {
                 return Err(TrainError::Empty { task: task.name.clone() });
             }
         }

@@ -33,16 +33,7 @@ pub fn task(name: &str, kind: TaskKind, classes: usize) -> TaskSpec {
         TaskKind::Classification => (0..classes).map(|class| format!("class {class}")).collect(),
         TaskKind::Regression | TaskKind::Ranking => Vec::new(),
     };
-    TaskSpec {
-        name: name.to_string(),
-        kind,
-        texts: None,
-        labels,
-        metrics: kind.default_metrics(),
-        dropout: 0.0,
-        head: None,
-        files: Vec::new(),
-    }
+    TaskSpec { labels, dropout: 0.0, ..TaskSpec::new(name, kind) }
 }
 
 /// Words of [`lesson`]; the first few stand for `[CLS]`, `[SEP]` and the like.

@@ -31,14 +31,10 @@ fn config(hidden_act: HiddenAct, heads: usize) -> BertConfig {
 
 fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> TaskSpec {
     TaskSpec {
-        name: name.to_string(),
-        kind,
         labels: labels.iter().map(|label| label.to_string()).collect(),
         metrics: vec![metric],
         dropout: 0.25,
-        head: None,
-        texts: None,
-        files: Vec::new(),
+        ..TaskSpec::new(name, kind)
     }
 }
 

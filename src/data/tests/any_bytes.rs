@@ -16,14 +16,8 @@ fn read(format: Format, contents: &[u8]) -> Result<Vec<Example>, DataError> {
     };
     let columns = Columns::Row { text_a: column(0, "a"), text_b: Some(column(1, "b")), label: None };
     let spec = TaskSpec {
-        name: "any".to_string(),
-        kind: TaskKind::Classification,
-        texts: None,
         labels: vec!["0".to_string(), "1".to_string()],
-        metrics: TaskKind::Classification.default_metrics(),
-        dropout: 0.0,
-        head: None,
-        files: Vec::new(),
+        ..TaskSpec::new("any", TaskKind::Classification)
     };
     let (split, name, path) = (Split::Test, "test".to_string(), PathBuf::from("any"));
     let file = SourceFile { split, name, path, format, columns, quirks: Quirks::default() };
