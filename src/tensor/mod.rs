@@ -5,12 +5,14 @@
 
 mod grad;
 mod op;
+mod operands;
 mod plan;
 mod precision;
 mod shape;
 mod tape;
 
-pub use op::{Access, Activation, Dropout, Op, Sink, TokenIndex, Var};
+pub use op::{Activation, Dropout, Op, Sink, TokenIndex, Var};
+pub use operands::Access;
 pub use plan::{Program, Space, Span};
 pub use precision::Precision;
 pub use shape::{DType, Extents, Rows, Shape};

@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::grad::differentiate;
-use super::op::{Access, Op, Var};
+use super::op::{Op, Var};
+use super::operands::Access;
 use super::precision::{Precision, narrow};
 use super::shape::{DType, Extents, Shape};
 use super::tape::{Mode, Origin, Tape, Value};

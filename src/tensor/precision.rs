@@ -1,6 +1,7 @@
 //! Which values are kept in bf16: one rule over the recorded operations.
 
-use super::op::{Access, Op, Var};
+use super::op::{Op, Var};
+use super::operands::Access;
 use super::shape::DType;
 use super::tape::{Origin, Value};
 
