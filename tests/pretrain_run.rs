@@ -38,9 +38,9 @@ impl Place {
     /// A few updates of a very small model, over two phases, with dropout, sums of two batches and a short last phase.
     fn run(&self, name: &str) -> PretrainRun {
         let model = ModelConfig {
-            init: None,
             vocabulary: Some(self.files.vocabulary.clone()),
             config: Some(texts::encoder(16, 1)),
+            ..ModelConfig::default()
         };
         let phase = |max_length, batch_size, steps| Phase { max_length, batch_size, steps };
         let pretrain = PretrainConfig {

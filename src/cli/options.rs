@@ -1,4 +1,4 @@
-//! The flags of `train`, and how they and a run file make one [`RunConfig`].
+//! The flags of a run, and how they and a run file make one [`RunConfig`]; those of `train` alone.
 
 use std::path::{Path, PathBuf};
 
@@ -41,6 +41,22 @@ A run file holds every setting, and any task of your own:
 #[derive(Args, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct TrainArgs {
+    #[command(flatten)]
+    run: RunArgs,
+
+    /// Train nothing: run one step of each task on the device and on the CPU (on the CPU: with its plainest instructions),
+    /// compare them operation by operation, and stop at the first difference.
+    #[arg(long, conflicts_with = "resume")]
+    check: bool,
+
+    /// Go on with the run in the output directory from its last checkpoint.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// The flags of every command that trains on tasks.
+#[derive(Args, Debug, Default)]
+pub(super) struct RunArgs {
     /// A run file (TOML); flags override what it says.
     #[arg(value_name = "RUN.toml")]
     file: Option<PathBuf>,
@@ -57,36 +73,32 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     init: Option<PathBuf>,
 
-    /// The run directory: configuration, log, checkpoints, the last and the best model. [default: runs/mtdnn]
+    /// Draw every task's head anew, even where --init brings one of the same task.
+    #[arg(long)]
+    new_heads: bool,
+
+    /// The directory of what comes of it: of a run configuration, log, checkpoints, the last and the best model, by
+    /// default runs/mtdnn; of an experiment its runs and tables.
     #[arg(long, value_name = "DIR")]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
 
     /// The key of every random draw. [default: 2018]
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
 
     #[command(flatten)]
-    device: DeviceArgs,
-
-    /// Train nothing: run one step of each task on the device and on the CPU (on the CPU: with its plainest instructions),
-    /// compare them operation by operation, and stop at the first difference.
-    #[arg(long, conflicts_with = "resume")]
-    check: bool,
-
-    /// Go on with the run in the output directory from its last checkpoint.
-    #[arg(long)]
-    resume: bool,
+    pub(super) device: DeviceArgs,
 
     #[command(flatten)]
-    train: TrainFlags,
+    pub(super) train: TrainFlags,
 }
 
 /// A flag for each key of the run file's `[train]`.
 #[derive(Args, Debug, Default)]
-struct TrainFlags {
+pub(super) struct TrainFlags {
     /// Passes over all tasks' examples. [default: 5]
     #[arg(long, value_name = "N")]
-    epochs: Option<u32>,
+    pub(super) epochs: Option<u32>,
 
     /// Stop after this many updates; 0 for no such limit. [default: 0]
     #[arg(long, value_name = "N")]
@@ -102,7 +114,7 @@ struct TrainFlags {
 
     /// The peak of the learning rate. [default: 5e-5]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    learning_rate: Option<f64>,
+    pub(super) learning_rate: Option<f64>,
 
     /// The update rule: adamax, adamax-mtdnn (MT-DNN's own), adamax-w, adam-w, adam-bert (BERT's own), lamb or sgd.
     /// [default: adamax]
@@ -164,17 +176,42 @@ pub(super) struct Request {
 impl TrainArgs {
     /// The settings that the run file (or what a run to be resumed has saved) and the flags make.
     pub(super) fn request(&self) -> anyhow::Result<Request> {
-        self.device.check()?;
-        let mut config = self.base()?;
-        self.apply(&mut config)?;
-        make_absolute(&mut config)?;
-        config.train.validate().map_err(|error| Usage(error.to_string()))?;
-        let Self { resume, check, ref device, .. } = *self;
-        Ok(Request { config, resume, check, device: device.clone() })
+        self.run.device.check()?;
+        let config = self.run.complete(self.base()?)?;
+        let Self { resume, check, .. } = *self;
+        Ok(Request { config, resume, check, device: self.run.device.clone() })
     }
 
     /// What the flags override.
     fn base(&self) -> anyhow::Result<RunConfig> {
+        let run = &self.run;
+        if self.resume && run.file.is_none() {
+            let usage = "--resume: say which run to go on with: --output DIR, or its run file";
+            let output = run.output.as_ref().ok_or_else(|| Usage(usage.into()))?;
+            let saved = output.join(SAVED);
+            if saved.is_file() {
+                return config_file::read(&saved);
+            }
+            if run.data.is_none() {
+                return Err(Usage(format!(
+                    "--resume: {} holds no run (no {SAVED}); check --output, or start without --resume",
+                    output.display()
+                ))
+                .into());
+            }
+        }
+        if let Some(config) = run.named()? {
+            return Ok(config);
+        }
+        let mut config = super::train::sample_config();
+        config.output = fresh(Path::new("runs/sample"));
+        Ok(config)
+    }
+}
+
+impl RunArgs {
+    /// What the run file says, or nothing but that the tasks are those of `--data`; `None` for the built-in sample tasks.
+    pub(super) fn named(&self) -> anyhow::Result<Option<RunConfig>> {
         if let Some(file) = &self.file {
             let config = config_file::read(file)?;
             if config.tasks.is_empty() && self.data.is_none() {
@@ -185,32 +222,23 @@ impl TrainArgs {
                 ))
                 .into());
             }
-            return Ok(config);
-        }
-        if self.resume {
-            let usage = "--resume: say which run to go on with: --output DIR, or its run file";
-            let output = self.output.as_ref().ok_or_else(|| Usage(usage.into()))?;
-            let saved = output.join(SAVED);
-            if saved.is_file() {
-                return config_file::read(&saved);
-            }
-            if self.data.is_none() {
-                return Err(Usage(format!(
-                    "--resume: {} holds no run (no {SAVED}); check --output, or start without --resume",
-                    output.display()
-                ))
-                .into());
-            }
+            return Ok(Some(config));
         }
         if self.data.is_some() {
-            return Ok(RunConfig::default());
+            return Ok(Some(RunConfig::default()));
         }
         if self.tasks.is_some() {
             let usage = "--tasks: say where the tasks are: --data GLUE_DIR, or a run file that holds them";
             return Err(Usage(usage.into()).into());
         }
-        let mut config = super::train::sample_config();
-        config.output = fresh(Path::new("runs/sample"));
+        Ok(None)
+    }
+
+    /// `config` with the flags in place of what they override, checked, its paths right from anywhere.
+    pub(super) fn complete(&self, mut config: RunConfig) -> anyhow::Result<RunConfig> {
+        self.apply(&mut config)?;
+        make_absolute(&mut config)?;
+        config.train.validate().map_err(|error| Usage(error.to_string()))?;
         Ok(config)
     }
 
@@ -225,6 +253,7 @@ impl TrainArgs {
             config.model.config = None;
             config.model.vocabulary = None;
         }
+        config.model.new_heads |= self.new_heads;
         set(&mut config.output, &self.output);
         set(&mut config.seed, &self.seed);
         let (train, flags) = (&mut config.train, &self.train);
@@ -381,7 +410,7 @@ mod tests {
             flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
         let line = <Line as clap::Parser>::parse_from(std::iter::once("train".to_string()).chain(words));
         let mut config = RunConfig::default();
-        line.args.apply(&mut config).unwrap();
+        line.args.run.apply(&mut config).unwrap();
         let table = toml::Table::try_from(config.train).unwrap();
         for (key, value) in flags {
             assert_eq!(table[key].to_string().trim_matches('"'), value, "{key}");

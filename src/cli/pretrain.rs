@@ -195,8 +195,12 @@ impl PretrainArgs {
         let mut run = self.base()?;
         self.apply(&mut run);
         make_absolute(&mut run.pretrain)?;
+        if run.pretrain.model.new_heads {
+            let usage = "pretrain.model.new_heads: heads of tasks are for train; leave it out";
+            return Err(Usage(usage.into()).into());
+        }
         run.pretrain.validate().map_err(|error| Usage(error.to_string()))?;
-        let ModelConfig { init, vocabulary, config } = &run.pretrain.model;
+        let ModelConfig { init, vocabulary, config, .. } = &run.pretrain.model;
         if init.is_none() && (vocabulary.is_none() || config.is_none()) {
             let usage = "say which model: --init DIR, one to go on with, or --vocabulary DIR and --sizes NAME for a new one";
             return Err(Usage(usage.into()).into());

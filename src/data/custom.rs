@@ -62,6 +62,12 @@ pub struct TaskEntry {
     /// Dropout of the head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f32>,
+    /// Train on this share of the training examples, at least one, drawn by the run's seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// Train on so many of the training examples, drawn by the run's seed; on all if there are no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examples: Option<usize>,
 }
 
 impl TaskEntry {
@@ -80,8 +86,23 @@ impl TaskEntry {
         if let Some(dropout) = self.dropout {
             spec.dropout = dropout;
         }
+        self.check_part()?;
         spec.validate()?;
         Ok(spec)
+    }
+
+    /// Checks what is said of the part to train on.
+    fn check_part(&self) -> Result<(), DataError> {
+        match (self.share, self.examples) {
+            (Some(_), Some(_)) => {
+                Err(self.wrong("share and examples both say how much to train on; give one of them".into()))
+            }
+            (Some(share), _) if !(share > 0.0 && share <= 1.0) => {
+                Err(self.wrong(format!("share is {share}, which is not in (0, 1]")))
+            }
+            (_, Some(0)) => Err(self.wrong("0 examples train nothing; give 1 or more".into())),
+            _ => Ok(()),
+        }
     }
 
     /// A task known by its own name or by that of its folder, unless columns are named.

@@ -128,6 +128,18 @@ impl Dataset {
         !self.labels.contains(&Label::None)
     }
 
+    /// The set of these examples in this order. What was cut is counted no more.
+    pub fn select(&self, examples: &[u32]) -> Dataset {
+        let mut selected = Dataset::new();
+        for &example in examples {
+            for sequence in self.sequences_of(example as usize) {
+                selected.push_sequence(self.sequence(sequence), self.second[sequence]);
+            }
+            selected.finish_example(self.labels[example as usize]);
+        }
+        selected
+    }
+
     /// Takes all examples out and keeps the room that they took.
     pub(crate) fn clear(&mut self) {
         self.ids.clear();

@@ -55,6 +55,9 @@ pub struct ModelConfig {
     /// A model directory in Hugging Face layout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Whether every task's head is drawn anew, even where `init` has one of the same task.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub new_heads: bool,
     /// The vocabulary of a new model: a directory with `vocab.txt` or `tokenizer.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocabulary: Option<PathBuf>,

@@ -8,12 +8,15 @@ use sha2::{Digest, Sha256};
 use super::config::{ModelConfig, RunConfig};
 use super::monitor::{Event, Monitor};
 use super::trainer::TaskData;
-use crate::data::{Dataset, Example, Label, Split, TaskSpec, Tokenizer, cache, reader, sample};
+use crate::data::{Dataset, Example, Label, Split, TaskEntry, TaskSpec, Tokenizer, cache, reader, sample};
 use crate::nn::directory::{self, DirectoryError, Loaded};
 use crate::nn::{BertConfig, ParameterTable};
+use crate::random::Random;
 
 /// The built-in sample tasks are the same in every run, so that runs can be compared.
 const SAMPLE_SEED: u64 = 2018;
+/// What the draw of a part of a training set is for: keeps its stream of [`Random`] apart.
+const PARTS: u32 = 0x5052_0000;
 
 /// The tasks of a run and their examples as token ids, in the order of their heads.
 #[derive(Clone, Debug)]
@@ -74,7 +77,10 @@ pub fn encoder(
     dropout: Option<f64>,
     sample: bool,
 ) -> anyhow::Result<(BertConfig, Tokenizer)> {
-    let ModelConfig { init, vocabulary, config: sizes } = model;
+    let ModelConfig { init, new_heads, vocabulary, config: sizes } = model;
+    if *new_heads && init.is_none() {
+        bail!("model.new_heads: a new model's heads are all new; leave it out, or give init");
+    }
     let (mut sizes, tokenizer) = match (init, sizes, vocabulary) {
         (Some(init), None, None) => directory::read_encoder(init)?,
         (Some(_), ..) => {
@@ -198,8 +204,12 @@ pub fn data(
             }
         }
     }
-    for (task, sets) in tasks.iter().zip(&data) {
-        tell_of(task, sets, max_length, monitor);
+    for (index, (task, sets)) in tasks.iter().zip(&mut data).enumerate() {
+        tell_of_truncation(task, sets, max_length, monitor);
+        if let Some(entry) = config.tasks.get(index) {
+            take_part(entry, config.seed, &mut sets.train, monitor);
+        }
+        tell_of(task, sets, monitor);
     }
     Ok(Some(Prepared { tasks, data }))
 }
@@ -236,11 +246,33 @@ fn task_data(
     Ok(Some(sets))
 }
 
-fn tell_of(task: &TaskSpec, sets: &TaskData, max_length: usize, monitor: &mut dyn Monitor) {
-    let dev: usize = sets.dev.iter().map(|(_, set)| set.len()).sum();
+/// Leaves of a training set the part that its task is to be trained on, drawn from `seed`.
+///
+/// The draw depends on the seed and the set's size alone, and a smaller part is within a larger one: of two runs of one
+/// seed on a thousandth and on a hundredth, the second has the first one's examples and more.
+fn take_part(entry: &TaskEntry, seed: u64, train: &mut Dataset, monitor: &mut dyn Monitor) {
+    let all = train.len();
+    let wanted = match (entry.share, entry.examples) {
+        (Some(share), _) => ((all as f64 * share) as usize).max(1),
+        (None, Some(examples)) => examples,
+        (None, None) => return,
+    };
+    if wanted < all {
+        let mut order: Vec<u32> = (0..all as u32).collect();
+        Random::new(seed, [0, PARTS]).shuffle(&mut order);
+        order.truncate(wanted);
+        order.sort_unstable();
+        *train = train.select(&order);
+    }
+    let name = &entry.name;
+    monitor.tell(Event::Note(&format!(
+        "task {name}: trained on {} of its {all} examples, drawn from seed {seed}",
+        train.len()
+    )));
+}
+
+fn tell_of_truncation(task: &TaskSpec, sets: &TaskData, max_length: usize, monitor: &mut dyn Monitor) {
     let all = || sets.dev.iter().map(|(_, set)| set).chain([&sets.train]);
-    let tokens: usize = all().map(|set| set.ids.len()).sum();
-    monitor.tell(Event::Data { task, train: sets.train.len(), dev, tokens });
     let truncated: u64 = all().map(|set| set.truncated).sum();
     if truncated > 0 {
         let sequences: usize = all().map(Dataset::sequences).sum();
@@ -249,6 +281,13 @@ fn tell_of(task: &TaskSpec, sets: &TaskData, max_length: usize, monitor: &mut dy
             task.name
         )));
     }
+}
+
+fn tell_of(task: &TaskSpec, sets: &TaskData, monitor: &mut dyn Monitor) {
+    let dev: usize = sets.dev.iter().map(|(_, set)| set.len()).sum();
+    let sequences = sets.dev.iter().map(|(_, set)| set).chain([&sets.train]);
+    let tokens: usize = sequences.map(|set| set.ids.len()).sum();
+    monitor.tell(Event::Data { task, train: sets.train.len(), dev, tokens });
     if sets.dev.is_empty() {
         monitor.tell(Event::Warning(&format!(
             "task {}: no dev set, so it is trained and never measured",
@@ -293,7 +332,6 @@ fn hash(hasher: &mut Sha256, name: &str, set: &Dataset) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::TaskEntry;
 
     fn set(labels: &[Label], candidates: usize) -> Dataset {
         let mut set = Dataset::new();
@@ -311,6 +349,46 @@ mod tests {
         assert_eq!(one, fingerprints(&data(&[Label::Class(0), Label::Class(1)])));
         assert_ne!(one, fingerprints(&data(&[Label::Class(1), Label::Class(0)])));
         assert_ne!(one, fingerprints(&data(&[Label::Class(0)])));
+    }
+
+    #[test]
+    fn a_part_is_drawn_by_the_seed_and_lies_within_a_larger_one() {
+        struct Silent;
+        impl Monitor for Silent {
+            fn seconds(&self) -> f64 {
+                0.0
+            }
+            fn stop(&self) -> bool {
+                false
+            }
+            fn tell(&mut self, _event: Event<'_>) {}
+        }
+        let labels: Vec<Label> = (0..200).map(Label::Class).collect();
+        let part = |share: Option<f64>, examples: Option<usize>, seed| {
+            let entry = TaskEntry { share, examples, ..TaskEntry::default() };
+            let mut train = set(&labels, 2);
+            take_part(&entry, seed, &mut train, &mut Silent);
+            assert_eq!(train.sequences(), 2 * train.len());
+            train.labels
+        };
+        let tenth = part(Some(0.1), None, 1);
+        assert_eq!(tenth.len(), 20);
+        assert_eq!(tenth, part(None, Some(20), 1));
+        assert_ne!(tenth, part(Some(0.1), None, 2));
+        assert_eq!(part(Some(0.001), None, 1).len(), 1);
+        assert!(part(Some(0.05), None, 1).iter().all(|label| tenth.contains(label)));
+        for all in [part(Some(1.0), None, 1), part(None, Some(1000), 1), part(None, None, 1)] {
+            assert_eq!(all, labels);
+        }
+        // Every example is as likely as any other: in 400 draws of a tenth one occurs 40 times, give or take 5 deviations.
+        let mut counts = [0_i32; 200];
+        for seed in 0..400 {
+            for label in part(Some(0.1), None, seed) {
+                let Label::Class(class) = label else { panic!("{label:?}") };
+                counts[class as usize] += 1;
+            }
+        }
+        assert!(counts.iter().all(|count| (count - 40).abs() <= 30), "{counts:?}");
     }
 
     #[test]

@@ -158,7 +158,17 @@ fn initial_parameters(
     let start = Start { init: config.model.init.as_deref(), seed: config.seed, table: model.parameters() };
     let rows = model.config().vocab_size;
     start.parameters(tokenizer, rows, monitor, |init, values| {
-        directory::load_parameters(init, model, config.seed, false, values)
+        let mut loaded = directory::load_parameters(init, model, config.seed, false, values)?;
+        if config.model.new_heads {
+            let table = model.parameters();
+            for head in table.parameters().iter().filter(|parameter| parameter.name.starts_with("heads.")) {
+                table.initialise(head, config.seed, &mut values[head.range()]);
+                if !loaded.initialised.contains(&head.name) {
+                    loaded.initialised.push(head.name.clone());
+                }
+            }
+        }
+        Ok(loaded)
     })
 }
 
