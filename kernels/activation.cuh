@@ -3,7 +3,7 @@
 #include "prelude.cuh"
 
 /// The twin of `activation_number` in `src/backend/cuda/gemm.rs`.
-enum Activation : u32 { IDENTITY, GELU, GELU_TANH, RELU, TANH };
+enum Activation : u32 { IDENTITY, GELU, GELU_TANH, RELU, TANH, SIGMOID };
 
 /// e^x, to a few units in the last place near 0 and to |x| 1e-7 relative far from it.
 DEVICE f32 exp_fast(f32 x) { return exp2_fast(x * 1.44269504f); }
@@ -71,6 +71,17 @@ DEVICE f32 tanh_slope(f32 x) {
     return fmaf(-y, y, 1.0f);
 }
 
+/// 1 / (1 + e^-x), of the size so that nothing overflows or cancels.
+DEVICE f32 sigmoid(f32 x) {
+    f32 decay = exp_fast(-size_up_to(87.0f, x));
+    f32 share = reciprocal_fast(1.0f + decay);
+    return x < 0.0f ? decay * share : share;
+}
+DEVICE f32 sigmoid_slope(f32 x) {
+    f32 y = sigmoid(x);
+    return y * (1.0f - y);
+}
+
 /// `values = activation(values)`; the branch is the same for all threads, so it stands outside of the loops.
 template <u32 count>
 DEVICE void activate(u32 activation, f32 (&values)[count]) {
@@ -86,6 +97,9 @@ DEVICE void activate(u32 activation, f32 (&values)[count]) {
             break;
         case TANH:
             UNROLL for (u32 i = 0; i < count; ++i) values[i] = tanhf(values[i]);
+            break;
+        case SIGMOID:
+            UNROLL for (u32 i = 0; i < count; ++i) values[i] = sigmoid(values[i]);
             break;
         default: break;
     }
@@ -106,6 +120,9 @@ DEVICE void multiply_by_slope(u32 activation, f32 (&gradients)[count], const f32
             break;
         case TANH:
             UNROLL for (u32 i = 0; i < count; ++i) gradients[i] *= tanh_slope(before[i]);
+            break;
+        case SIGMOID:
+            UNROLL for (u32 i = 0; i < count; ++i) gradients[i] *= sigmoid_slope(before[i]);
             break;
         default: break;
     }

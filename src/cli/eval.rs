@@ -148,7 +148,7 @@ impl<'a> Source<'a> {
     /// Whether a task is not to be found here at all, rather than wrong.
     fn lacks(&self, task: &TaskSpec) -> bool {
         match self {
-            Source::Glue(folder) => glue::task(&task.name, folder).is_err(),
+            Source::Glue(folder) => glue::task(known_name(task), folder).is_err(),
             Source::RunFile(specs) => specs.iter().all(|spec| spec.name != task.name),
             Source::Sample(_) => false,
         }
@@ -163,7 +163,7 @@ impl<'a> Source<'a> {
     ) -> anyhow::Result<Vec<(String, Dataset)>> {
         let found = match self {
             Source::Sample(_) => return sample_sets(task, loaded),
-            Source::Glue(folder) => glue::task(&task.name, folder)?,
+            Source::Glue(folder) => glue::task(known_name(task), folder)?,
             Source::RunFile(specs) => specs
                 .iter()
                 .find(|spec| spec.name == task.name)
@@ -185,6 +185,12 @@ impl<'a> Source<'a> {
         }
         Ok(sets)
     }
+}
+
+/// What GLUE's files of a task go by, which may be cast as another kind (QNLI as ranking).
+fn known_name(task: &TaskSpec) -> &str {
+    let known = glue::find(&task.name);
+    known.and_then(|known| glue::cast(known, task.kind)).unwrap_or(&task.name)
 }
 
 fn sample_sets(task: &TaskSpec, loaded: &Loaded) -> anyhow::Result<Vec<(String, Dataset)>> {

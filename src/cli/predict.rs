@@ -153,7 +153,9 @@ impl Answer {
             (TaskKind::Ranking, Text::Candidates { candidates, .. }) => candidates.clone(),
             _ => spec.labels.clone(),
         };
-        let probabilities = softmax(logits);
+        // Equation 9; for other kinds gamma is 1.
+        let scaled: Vec<f32> = logits.iter().map(|logit| spec.gamma * logit).collect();
+        let probabilities = softmax(&scaled);
         let mut order: Vec<usize> = (0..names.len()).collect();
         order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
         Answer::Choice { names, order, probabilities, ranking: spec.kind == TaskKind::Ranking }
@@ -208,6 +210,16 @@ mod tests {
         let answer = Answer::new(&spec, &example, &[0.0, 3f32.ln()]);
         assert_eq!(answer.columns(), ["yes 0.7500", "no 0.2500"]);
         assert_eq!(answer.json()["label"], "yes");
+    }
+
+    #[test]
+    fn gamma_sharpens_the_probabilities_of_candidates() {
+        let spec = TaskSpec { gamma: 2.0, ..TaskSpec::new("t", TaskKind::Ranking) };
+        let candidates = vec!["no".into(), "yes".into()];
+        let text = Text::Candidates { query: "x".into(), candidates };
+        // e^(2 ln 2) = 4 to 1.
+        let answer = Answer::new(&spec, &Example { text, label: Label::None }, &[0.0, 2f32.ln()]);
+        assert_eq!(answer.columns(), ["yes 0.8000", "no 0.2000"]);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::glue;
-use super::task::{Column, Columns, Format, MetricKind, Quirks, SourceFile, Split, TaskKind, TaskSpec};
+use super::task::{
+    Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, Split, TaskKind, TaskSpec,
+};
 
 /// One `[[task]]` of a run file. What is left out is known for a known task, and a default for one's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,6 +70,12 @@ pub struct TaskEntry {
     /// Train on so many of the training examples, drawn by the run's seed; on all if there are no more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples: Option<usize>,
+    /// Ranking: the factor of relevances in the softmax over candidates (equation 9); 1 if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f32>,
+    /// Ranking: the function on a candidate's relevance (equation 5); the identity if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relevance: Option<Relevance>,
 }
 
 impl TaskEntry {
@@ -87,6 +95,14 @@ impl TaskEntry {
             spec.dropout = dropout;
         }
         self.check_part()?;
+        let of_ranking = [("gamma", self.gamma.is_some()), ("relevance", self.relevance.is_some())];
+        if let Some((key, _)) =
+            of_ranking.into_iter().find(|&(_, said)| said && spec.kind != TaskKind::Ranking)
+        {
+            return Err(self.wrong(format!("{key} is for ranking, this is {}", spec.kind)));
+        }
+        spec.gamma = self.gamma.unwrap_or(spec.gamma);
+        spec.relevance = self.relevance.unwrap_or(spec.relevance);
         spec.validate()?;
         Ok(spec)
     }
@@ -110,7 +126,11 @@ impl TaskEntry {
         let (Some(data), None) = (&self.data, self.first_column()) else { return Ok(None) };
         let folder = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(known) = glue::find(&self.name).or_else(|| glue::find(folder)) else { return Ok(None) };
-        let mut spec = glue::task(known, data)?;
+        let cast = self.kind.and_then(|kind| glue::cast(known, kind));
+        let mut spec = glue::task(cast.unwrap_or(known), data)?;
+        if cast.is_some() {
+            spec.name = known.to_string();
+        }
         if glue::find(&self.name).is_none() {
             spec.name.clone_from(&self.name);
         }
@@ -193,6 +213,7 @@ impl TaskEntry {
             Columns::Row { .. } => (&["text_a", "text_b", "label"], "this kind of task"),
             Columns::Grouped { .. } => (&["group", "text_a", "text_b", "label"], "ranking by group"),
             Columns::List { .. } => (&["query", "candidates", "positive"], "ranking by candidates"),
+            Columns::Paired { .. } => (&[], "a known task"),
         };
         match self.named_columns().into_iter().find(|(key, _)| !used.contains(key)) {
             Some((key, _)) => Err(self.wrong(format!("{key} is not a column of {shape}"))),

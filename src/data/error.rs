@@ -47,6 +47,9 @@ pub enum DataError {
             path.display())]
     Group { path: PathBuf, line: u64, group: String, reason: String },
 
+    #[error("{}:{line}: {reason}", path.display())]
+    Unpaired { path: PathBuf, line: u64, reason: String },
+
     #[error("{}:{line}: {reason}; a test file needs an answer to every row, so none can be skipped", path.display())]
     Unanswerable { path: PathBuf, line: u64, reason: &'static str },
 

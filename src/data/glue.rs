@@ -41,7 +41,12 @@ pub fn task(name: &str, directory: &Path) -> Result<TaskSpec, DataError> {
     Ok(spec)
 }
 
-/// The known tasks that can be trained from `directory`, the one that holds GLUE.
+/// The known task that is `known` cast as another kind: QNLI as ranking, `qnnli`, the name that MT-DNN gives it.
+pub fn cast(known: &str, kind: TaskKind) -> Option<&'static str> {
+    KNOWN.iter().find(|other| other.cast_of == Some(known) && other.kind == kind).map(|other| other.name)
+}
+
+/// The known tasks that can be trained from `directory`, the one that holds GLUE; none twice as another kind.
 pub fn trainable_in(directory: &Path) -> Vec<&'static str> {
     let here = |known: &&Known| {
         let folders = known.folders.iter().map(|folder| directory.join(folder));
@@ -49,7 +54,7 @@ pub fn trainable_in(directory: &Path) -> Vec<&'static str> {
             known.files.iter().any(|file| file.split == Split::Train && folder.join(file.path).is_file())
         })
     };
-    KNOWN.iter().filter(here).map(|known| known.name).collect()
+    KNOWN.iter().filter(|known| known.cast_of.is_none()).filter(here).map(|known| known.name).collect()
 }
 
 fn known(name: &str) -> Option<&'static Known> {
@@ -67,6 +72,8 @@ struct Known {
     metrics: &'static [MetricKind],
     dropout: f32,
     shares: Option<&'static str>,
+    /// The task whose files these are, read as another kind.
+    cast_of: Option<&'static str>,
     /// Of those with one split and name, the first that exists is used.
     files: &'static [KnownFile],
 }
@@ -80,6 +87,8 @@ struct KnownFile {
     text_a: At,
     text_b: Option<At>,
     label: Option<At>,
+    /// Whether two rows are one query's candidates.
+    paired: bool,
     quirks: Quirks,
 }
 
@@ -131,10 +140,17 @@ impl KnownFile {
             name: self.name.to_string(),
             path,
             format: self.format,
-            columns: Columns::Row {
-                text_a: self.text_a.column(),
-                text_b: self.text_b.map(At::column),
-                label: self.label.map(At::column),
+            columns: match (self.paired, self.text_b) {
+                (true, Some(candidate)) => Columns::Paired {
+                    query: self.text_a.column(),
+                    candidate: candidate.column(),
+                    label: self.label.map(At::column),
+                },
+                (_, text_b) => Columns::Row {
+                    text_a: self.text_a.column(),
+                    text_b: text_b.map(At::column),
+                    label: self.label.map(At::column),
+                },
             },
             quirks: self.quirks,
         }
@@ -142,6 +158,10 @@ impl KnownFile {
 
     const fn labelled(self, label: At) -> Self {
         Self { label: Some(label), ..self }
+    }
+
+    const fn paired(self) -> Self {
+        Self { paired: true, ..self }
     }
 
     const fn headless(self) -> Self {
@@ -167,7 +187,7 @@ impl KnownFile {
 const fn single(split: Split, name: &'static str, path: &'static str, text: At) -> KnownFile {
     let quirks = Quirks { empty_texts: true, short_rows: false, uneven_rows: false, no_consensus: false };
     let format = Format::Tsv { header: true };
-    KnownFile { split, name, path, format, text_a: text, text_b: None, label: None, quirks }
+    KnownFile { split, name, path, format, text_a: text, text_b: None, label: None, paired: false, quirks }
 }
 
 const fn pair(split: Split, name: &'static str, path: &'static str, a: At, b: At) -> KnownFile {
@@ -201,6 +221,7 @@ const KNOWN: &[Known] = &[
         metrics: &[MetricKind::Mcc, MetricKind::Accuracy],
         dropout: 0.05,
         shares: None,
+        cast_of: None,
         files: &[
             single(Train, "train", "train.tsv", At::Number(3)).labelled(At::Number(1)).headless(),
             single(Dev, "dev", "dev.tsv", At::Number(3)).labelled(At::Number(1)).headless(),
@@ -216,6 +237,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             single(Train, "train", "train.tsv", SENTENCE).labelled(LABEL),
             single(Dev, "dev", "dev.tsv", SENTENCE).labelled(LABEL),
@@ -231,6 +253,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY_F1,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("#1 String"), At::Name("#2 String"))
                 .labelled(At::Name("Quality")),
@@ -248,6 +271,7 @@ const KNOWN: &[Known] = &[
         metrics: &[MetricKind::Pearson, MetricKind::Spearman],
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Name("score")),
             sentences(Dev, "dev", "dev.tsv").labelled(At::Name("score")),
@@ -263,6 +287,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY_F1,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("question1"), At::Name("question2"))
                 .labelled(At::Name("is_duplicate"))
@@ -282,6 +307,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.3,
         shares: None,
+        cast_of: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Last).disputed(),
             sentences(Dev, "dev_matched", "dev_matched.tsv").labelled(At::Last).disputed(),
@@ -299,10 +325,27 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             pair(Train, "train", "train.tsv", At::Name("question"), SENTENCE).labelled(LABEL),
             pair(Dev, "dev", "dev.tsv", At::Name("question"), SENTENCE).labelled(LABEL),
             pair(Test, "test", "test.tsv", At::Name("question"), SENTENCE),
+        ],
+    },
+    Known {
+        name: "qnnli",
+        aliases: &[],
+        folders: &["QNLI", "qnli", "QNNLI", "qnnli"],
+        kind: TaskKind::Ranking,
+        labels: &[],
+        metrics: &[MetricKind::AccuracyAt1, MetricKind::Mrr, MetricKind::Map],
+        dropout: 0.1,
+        shares: None,
+        cast_of: Some("qnli"),
+        files: &[
+            pair(Train, "train", "train.tsv", At::Name("question"), SENTENCE).labelled(LABEL).paired(),
+            pair(Dev, "dev", "dev.tsv", At::Name("question"), SENTENCE).labelled(LABEL).paired(),
+            pair(Test, "test", "test.tsv", At::Name("question"), SENTENCE).paired(),
         ],
     },
     Known {
@@ -314,6 +357,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(LABEL),
             sentences(Dev, "dev", "dev.tsv").labelled(LABEL),
@@ -329,6 +373,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(LABEL),
             sentences(Dev, "dev", "dev.tsv").labelled(LABEL),
@@ -344,6 +389,7 @@ const KNOWN: &[Known] = &[
         metrics: &[MetricKind::Mcc, MetricKind::Accuracy],
         dropout: 0.3,
         shares: Some("mnli"),
+        cast_of: None,
         files: &[sentences(Test, "test", "diagnostic.tsv")],
     },
     Known {
@@ -355,6 +401,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sentences(Train, "train", "train.tsv").labelled(At::Last).disputed(),
             sentences(Train, "train", "snli_1.0_train.jsonl").labelled(GOLD).disputed().jsonl(),
@@ -373,6 +420,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             scitail(Train, "train", "tsv_format/scitail_1.0_train.tsv"),
             scitail(Train, "train", "scitail_1.0_train.tsv"),

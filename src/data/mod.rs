@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`task`], [`glue`], [`custom`] | what a task is: its kind, labels, metrics, and where its files lie |
 //! | [`reader`] | lines of TSV, CSV or JSONL into [`Example`]s |
+//! | [`qnli`] | two rows of QNLI v1 into a query with two candidates |
 //! | [`sample`] | examples without any file: the built-in sample tasks |
 //! | [`text`] | files of raw text into sentences and documents |
 //! | [`vocabulary`] | such text into a vocabulary |
@@ -35,6 +36,7 @@ mod mapped;
 pub mod masked_batch;
 pub mod masking;
 pub mod packing;
+pub mod qnli;
 pub mod reader;
 mod rows;
 pub mod sample;
@@ -56,7 +58,7 @@ pub use masking::Masking;
 pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::Sampler;
-pub use task::{MetricKind, SourceFile, Split, TaskKind, TaskSpec, Texts};
+pub use task::{MetricKind, Relevance, SourceFile, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::VocabularyConfig;
 

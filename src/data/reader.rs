@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 
 use super::dataset::{Example, Label, Text};
 use super::error::{DataError, list, nearest_name};
+use super::qnli::{self, Half, Pairs};
 use super::rows::{Place, Row, Rows};
 use super::task::{Column, Columns, SourceFile, Split, TaskKind, TaskSpec};
 
@@ -67,6 +68,9 @@ pub fn parse(
         }
         (Columns::Grouped { group, query, candidate, label }, TaskKind::Ranking) => {
             reader.groups(rows, group, query, candidate, label.as_ref())?
+        }
+        (Columns::Paired { query, candidate, label }, TaskKind::Ranking) => {
+            reader.pairs(rows, query, candidate, label.as_ref())?
         }
         (Columns::Row { .. }, TaskKind::Ranking) => {
             let reason = "ranking needs the columns query, candidates and positive, or group, text_a, text_b and label";
@@ -310,7 +314,10 @@ impl Reader<'_> {
                     examples.push(finished.finish(reader.file)?);
                 }
                 if !names.insert(name.to_string()) {
-                    let (group, reason) = (name.into_owned(), "comes again after other groups".to_string());
+                    let (group, reason) = (
+                        name.into_owned(),
+                        "comes again after other groups (sort the file by it)".to_string(),
+                    );
                     let (path, line) = (reader.file.path.clone(), row.line);
                     return Err(DataError::Group { path, line, group, reason });
                 }
@@ -325,6 +332,38 @@ impl Reader<'_> {
             examples.push(last.finish(self.file)?);
         }
         Ok(examples)
+    }
+
+    fn pairs<Input: BufRead>(
+        &mut self,
+        rows: Rows<'_, Input>,
+        query: &Column,
+        candidate: &Column,
+        label: Option<&Column>,
+    ) -> Result<Vec<Example>, DataError> {
+        let place_query = rows.place(query)?;
+        let place_candidate = rows.place(candidate)?;
+        let place_label = label.map(|column| Ok((column, rows.place(column)?))).transpose()?;
+        let mut pairs = Pairs::default();
+        self.each(rows, |reader, row| {
+            let answer = match &place_label {
+                None => None,
+                Some((column, place)) => match reader.text(row, column, place)?.trim() {
+                    qnli::ANSWER => Some(true),
+                    qnli::NO_ANSWER => Some(false),
+                    other => {
+                        let reason =
+                            format!("is {other:?}, neither {} nor {}", qnli::ANSWER, qnli::NO_ANSWER);
+                        return Err(field(reader.file, row, column, reason));
+                    }
+                },
+            };
+            let question = reader.text(row, query, &place_query)?.into_owned();
+            let sentence = reader.text(row, candidate, &place_candidate)?.into_owned();
+            pairs.add(Half { line: row.line, question, sentence, answer });
+            Ok(Outcome::Taken)
+        })?;
+        pairs.finish(self.file, |line, reason| self.skipped.add(self.file, line, reason))
     }
 
     fn label(&self, row: &Row, column: &Column, text: &str) -> Result<Label, DataError> {

@@ -161,12 +161,44 @@ pub struct TaskSpec {
     pub metrics: Vec<MetricKind>,
     /// Dropout probability of the head.
     pub dropout: f32,
+    /// What the relevances of candidates are multiplied by before the softmax: gamma of equation 9. For ranking.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub gamma: f32,
+    /// The function on a candidate's relevance: g of equation 5. For ranking.
+    #[serde(default, skip_serializing_if = "Relevance::is_identity")]
+    pub relevance: Relevance,
     /// The task whose head answers this one, where it has none of its own (GLUE's diagnostic set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares: Option<String>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
+}
+
+/// The function on the relevance of a candidate, `g` in equation 5 of Liu et al. 2019 (its first version has the sigmoid,
+/// the second leaves it open, the authors' code has none).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relevance {
+    /// None: any number.
+    #[default]
+    Identity,
+    /// `1 / (1 + exp(-x))`: between 0 and 1. What a candidate gains over another is then no more than gamma.
+    Sigmoid,
+}
+
+impl Relevance {
+    fn is_identity(&self) -> bool {
+        *self == Relevance::Identity
+    }
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn is_one(value: &f32) -> bool {
+    *value == 1.0
 }
 
 /// The dropout of a head where nothing else is said (Liu et al. 2019, section 5.2).
@@ -182,6 +214,8 @@ impl TaskSpec {
             labels: Vec::new(),
             metrics: kind.default_metrics(),
             dropout: DROPOUT,
+            gamma: one(),
+            relevance: Relevance::Identity,
             shares: None,
             files: Vec::new(),
         }
@@ -210,6 +244,15 @@ impl TaskSpec {
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return wrong(format!("dropout is {}, which is not in [0, 1)", self.dropout));
+        }
+        if !(self.gamma > 0.0 && self.gamma.is_finite()) {
+            return wrong(format!("gamma is {}, which is no number above 0", self.gamma));
+        }
+        if self.kind != TaskKind::Ranking {
+            let named = [("gamma", !is_one(&self.gamma)), ("relevance", !self.relevance.is_identity())];
+            if let Some((key, _)) = named.into_iter().find(|(_, said)| *said) {
+                return wrong(format!("{key} is for ranking, this is {}", self.kind));
+            }
         }
         if self.metrics.is_empty() {
             return wrong("it names no metric".to_string());
@@ -323,13 +366,24 @@ pub enum Columns {
         /// 1 for the right candidate, 0 for the others.
         label: Option<Column>,
     },
+    /// Two rows that follow one another are one query's: QNLI v1 (see [`qnli`](super::qnli)).
+    Paired {
+        /// The question, the same in both rows.
+        query: Column,
+        /// The sentence.
+        candidate: Column,
+        /// Whether the sentence is the answer: `entailment` or `not_entailment`.
+        label: Option<Column>,
+    },
 }
 
 impl Columns {
     /// Whether one of them holds the answer.
     pub fn labelled(&self) -> bool {
         match self {
-            Columns::Row { label, .. } | Columns::Grouped { label, .. } => label.is_some(),
+            Columns::Row { label, .. } | Columns::Grouped { label, .. } | Columns::Paired { label, .. } => {
+                label.is_some()
+            }
             Columns::List { positive, .. } => positive.is_some(),
         }
     }
@@ -339,14 +393,16 @@ impl Columns {
         match self {
             Columns::Row { text_b: None, .. } => Some(Texts::Single),
             Columns::Row { text_b: Some(_), .. } => Some(Texts::Pair),
-            Columns::List { .. } | Columns::Grouped { .. } => None,
+            Columns::List { .. } | Columns::Grouped { .. } | Columns::Paired { .. } => None,
         }
     }
 
     /// The same columns for a file that has no answers.
     pub(crate) fn forget_label(&mut self) {
         match self {
-            Columns::Row { label, .. } | Columns::Grouped { label, .. } => *label = None,
+            Columns::Row { label, .. } | Columns::Grouped { label, .. } | Columns::Paired { label, .. } => {
+                *label = None
+            }
             Columns::List { positive, .. } => *positive = None,
         }
     }

@@ -2,14 +2,16 @@
 
 use super::bert::Linear;
 use super::parameters::ParameterTable;
-use crate::data::{TaskKind, TaskSpec};
+use crate::data::{Relevance, TaskKind, TaskSpec};
 use crate::tensor::{Activation, DType, Rows, Tape, Var};
 
-/// One task's head: classification (eq. 1), similarity (eq. 2) or relevance (eq. 5 with `g` the identity).
+/// One task's head: classification (eq. 1), similarity (eq. 2) or relevance (eq. 5).
 #[derive(Clone, Debug)]
 pub struct Head {
     kind: TaskKind,
     dropout: f32,
+    gamma: f32,
+    activation: Activation,
     linear: Linear,
 }
 
@@ -43,22 +45,26 @@ impl Head {
     pub fn new(table: &mut ParameterTable, task: &TaskSpec, hidden: usize, deviation: f32) -> Self {
         let name = format!("heads.{}", task.name);
         let linear = Linear::new(table, &name, hidden, task.outputs(), deviation);
-        Self { kind: task.kind, dropout: task.dropout, linear }
+        let activation = match task.relevance {
+            Relevance::Identity => Activation::Identity,
+            Relevance::Sigmoid => Activation::Sigmoid,
+        };
+        Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, activation, linear }
     }
 
-    /// Records the head: `[sequences, hidden]` to `[sequences, outputs]`.
+    /// Records the head: `[sequences, hidden]` to `[sequences, outputs]`; relevances with `g` applied.
     pub fn logits(&self, tape: &mut Tape, pooled: Var) -> Var {
         let site = tape.dropout_site(self.dropout);
         let dropped = tape.drop(pooled, None, site);
-        self.linear.record(tape, dropped, Activation::Identity)
+        self.linear.record(tape, dropped, self.activation)
     }
 
-    /// Records the task's loss (eq. 6, 7, or 8 and 9 with gamma 1), `[1, 1]`.
+    /// Records the task's loss (eq. 6, 7, or 8 and 9), `[1, 1]`.
     pub fn loss(&self, tape: &mut Tape, logits: Var, answers: &Answers) -> Var {
         match self.kind {
             TaskKind::Classification => tape.cross_entropy(logits, answers.labels),
             TaskKind::Regression => tape.squared_error(logits, answers.targets),
-            TaskKind::Ranking => tape.ranking(logits, answers.groups, answers.positives, 1.0),
+            TaskKind::Ranking => tape.ranking(logits, answers.groups, answers.positives, self.gamma),
         }
     }
 }

@@ -54,6 +54,8 @@ pub enum Activation {
     Relu,
     /// The pooler's hyperbolic tangent.
     Tanh,
+    /// `1 / (1 + exp(-x))`: a relevance between 0 and 1.
+    Sigmoid,
 }
 
 /// Where a gradient goes: the first use of a value stores its gradient, later uses add to it.

@@ -239,6 +239,7 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("linear gelu tanh", Box::new(|case| linear(case, Activation::GeluTanh))),
         ("linear relu", Box::new(|case| linear(case, Activation::Relu))),
         ("linear tanh", Box::new(|case| linear(case, Activation::Tanh))),
+        ("linear sigmoid", Box::new(|case| linear(case, Activation::Sigmoid))),
         ("attention of one head", Box::new(|case| attention(case, 1, 8, 0.0))),
         ("attention with dropout", Box::new(|case| attention(case, 3, 5, 0.3))),
         ("norms", Box::new(norms)),

@@ -102,8 +102,14 @@ fn parameters_are_rounded_to_the_nearest() {
 #[test]
 fn activations_are_the_cpus() {
     let Some(emulation) = Emulation::get() else { return };
-    let all =
-        [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh, Activation::Identity];
+    let all = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::Sigmoid,
+        Activation::Identity,
+    ];
     for (rows, cols) in [(1, 1), (7, 3), (65, 24), (129, 13)] {
         for (dtype, kind) in FLOATS.into_iter().flat_map(|dtype| all.map(|kind| (dtype, kind))) {
             let what = (rows, cols, dtype, kind);

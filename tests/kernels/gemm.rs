@@ -24,8 +24,14 @@ enum Finish {
     Gradient { activation: Activation, add: bool },
 }
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh, Activation::Identity];
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Tanh,
+    Activation::Sigmoid,
+    Activation::Identity,
+];
 
 /// Every kind of epilogue, one after another.
 fn finish(number: usize) -> Finish {
@@ -91,6 +97,10 @@ fn activate(activation: Activation, x: f64) -> (f64, f64) {
         }
         Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
         Activation::Tanh => (x.tanh(), 1.0 - x.tanh().powi(2)),
+        Activation::Sigmoid => {
+            let y = 1.0 / (1.0 + (-x).exp());
+            (y, y * (1.0 - y))
+        }
     }
 }
 

@@ -48,6 +48,7 @@ multiversion! {
             Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
             Activation::Relu => map(before, after, math::relu),
             Activation::Tanh => map(before, after, math::tanh::<FMA>),
+            Activation::Sigmoid => map(before, after, math::sigmoid::<FMA>),
         }
     }
 }
@@ -60,6 +61,7 @@ multiversion! {
             Activation::GeluTanh => map_in_place(values, math::gelu_tanh::<FMA>),
             Activation::Relu => map_in_place(values, math::relu),
             Activation::Tanh => map_in_place(values, math::tanh::<FMA>),
+            Activation::Sigmoid => map_in_place(values, math::sigmoid::<FMA>),
         }
     }
 }
@@ -74,6 +76,7 @@ multiversion! {
             Activation::GeluTanh => scale(before, d_after, d_before, math::gelu_tanh_derivative::<FMA>),
             Activation::Relu => scale(before, d_after, d_before, relu_derivative),
             Activation::Tanh => scale(before, d_after, d_before, tanh_derivative::<FMA>),
+            Activation::Sigmoid => scale(before, d_after, d_before, sigmoid_derivative::<FMA>),
         }
     }
 }
@@ -115,13 +118,26 @@ fn tanh_derivative<const FMA: bool>(x: f32) -> f32 {
     math::multiply_add::<FMA>(-y, y, 1.0)
 }
 
+/// `sigmoid(x) (1 - sigmoid(x))`.
+#[inline(always)]
+fn sigmoid_derivative<const FMA: bool>(x: f32) -> f32 {
+    let y = math::sigmoid::<FMA>(x);
+    y * (1.0 - y)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{assert_close, numbers, same_on_any_threads};
     use super::*;
 
-    const ALL: [Activation; 5] =
-        [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh];
+    const ALL: [Activation; 6] = [
+        Activation::Identity,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ];
 
     /// Each activation in f64; the normal distribution by Simpson's rule on its density.
     fn exact(activation: Activation, x: f64) -> f64 {
@@ -144,6 +160,7 @@ mod tests {
             }
             Activation::Relu => x.max(0.0),
             Activation::Tanh => x.tanh(),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         }
     }
 

@@ -41,7 +41,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                     let c = values.matrix_mut(out);
                     gemm(isa, workspace, Form::NT, a, b, c, WriteBack::BiasGelu { bias, before });
                 }
-                Activation::GeluTanh | Activation::Relu | Activation::Tanh => {
+                Activation::GeluTanh | Activation::Relu | Activation::Tanh | Activation::Sigmoid => {
                     // Without a backward pass the activation's argument and its value share a place.
                     let c = values.matrix_mut(before.unwrap_or(out));
                     gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));

@@ -70,6 +70,7 @@ pub fn activation_number(activation: Activation) -> u32 {
         Activation::GeluTanh => 2,
         Activation::Relu => 3,
         Activation::Tanh => 4,
+        Activation::Sigmoid => 5,
     }
 }
 

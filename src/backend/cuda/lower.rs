@@ -173,7 +173,11 @@ impl Lowering<'_> {
                 let bias = self.address(bias);
                 let epilogue = match activation {
                     Activation::Identity => Epilogue::Bias(bias),
-                    Activation::Gelu | Activation::GeluTanh | Activation::Relu | Activation::Tanh => {
+                    Activation::Gelu
+                    | Activation::GeluTanh
+                    | Activation::Relu
+                    | Activation::Tanh
+                    | Activation::Sigmoid => {
                         let before = before.map_or(0, |before| self.address(before));
                         Epilogue::BiasActivation { bias, activation, before }
                     }

@@ -3,5 +3,6 @@
 mod any_bytes;
 mod own_files;
 mod pretraining;
+mod qnli;
 mod real_files;
 mod traps;

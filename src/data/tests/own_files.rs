@@ -6,7 +6,7 @@ use crate::data::custom::TaskEntry;
 use crate::data::dataset::{Example, Label, Text};
 use crate::data::error::DataError;
 use crate::data::reader;
-use crate::data::task::{MetricKind, Split, TaskKind, TaskSpec};
+use crate::data::task::{MetricKind, Relevance, Split, TaskKind, TaskSpec};
 
 /// The task of an entry in TOML, with `train` (its name ending in `extension`) holding `contents`.
 fn task(entry: &str, extension: &str, contents: &str) -> (tempfile::TempDir, Result<TaskSpec, DataError>) {
@@ -126,13 +126,48 @@ fn ranking_from_groups_of_rows() {
         ("1\tw\tx\t1\n1\tv\ty\t0\n", "train.tsv:2: group \"1\" has rows with different queries"),
         (
             "1\tw\tx\t1\n1\tw\ty\t0\n2\tw\tx\t1\n2\tw\ty\t0\n1\tw\tz\t0\n",
-            "train.tsv:5: group \"1\" comes again",
+            "train.tsv:5: group \"1\" comes again after other groups (sort",
         ),
         ("1\tw\tx\tyes\n", "train.tsv:1: field \"3\" is \"yes\", neither 0 nor 1"),
     ] {
         let message = error(entry, "tsv", rows);
         assert!(message.contains(said), "{said}: {message}");
     }
+}
+
+#[test]
+fn groups_of_any_size_from_each_format() {
+    let entry = "group = \"g\"\ntext_a = \"q\"\ntext_b = \"c\"\nlabel = \"y\"";
+    let sizes = [2, 7, 3, 100];
+    let rows = |line: fn(usize, usize, bool) -> String| -> String {
+        sizes
+            .iter()
+            .enumerate()
+            .flat_map(|(g, &size)| (0..size).map(move |c| line(g, c, c + 1 == size)))
+            .collect()
+    };
+    let tsv = rows(|g, c, right| format!("{g}\twho {g}\tcandidate {c}\t{}\n", u8::from(right)));
+    let jsonl = rows(|g, c, right| {
+        format!("{{\"g\": {g}, \"q\": \"who {g}\", \"c\": \"candidate {c}\", \"y\": {}}}\n", u8::from(right))
+    });
+    let from_tsv = read(entry, "tsv", &format!("g\tq\tc\ty\n{tsv}")).unwrap();
+    assert_eq!(from_tsv, read(entry, "jsonl", &jsonl).unwrap());
+    for (example, size) in from_tsv.iter().zip(sizes) {
+        assert_eq!(example.label, Label::Positive(size as u32 - 1));
+        assert!(matches!(&example.text, Text::Candidates { candidates, .. } if candidates.len() == size));
+    }
+}
+
+#[test]
+fn gamma_and_relevance_are_kept_with_the_task() {
+    let entry = "query = \"q\"\ncandidates = \"c\"\npositive = \"p\"\ngamma = 2.5\nrelevance = \"sigmoid\"";
+    let (_directory, spec) = task(entry, "jsonl", "");
+    let mut spec = spec.unwrap();
+    assert_eq!((spec.gamma, spec.relevance), (2.5, Relevance::Sigmoid));
+    let json = serde_json::to_string(&spec).unwrap();
+    assert!(json.ends_with(r#""gamma":2.5,"relevance":"sigmoid"}"#), "{json}");
+    spec.files.clear();
+    assert_eq!(serde_json::from_str::<TaskSpec>(&json).unwrap(), spec);
 }
 
 #[test]
@@ -188,6 +223,17 @@ fn entries_that_do_not_fit_together_are_errors() {
         ("text_a = 0\nlabel = 1\ndropout = 1.0", "tsv", "dropout is 1, which is not in [0, 1)"),
         ("text_a = 0\nlabel = 1\nlabels = [\"x\"]", "tsv", "one label only"),
         ("text_a = 0\nlabel = 1\nlabels = [\"x\", \"x\"]", "tsv", "label \"x\" is named twice"),
+        ("text_a = 0\nlabel = 1\ngamma = 1.0", "tsv", "gamma is for ranking, this is classification"),
+        (
+            "kind = \"regression\"\ntext_a = 0\nlabel = 1\nrelevance = \"sigmoid\"",
+            "tsv",
+            "relevance is for ranking, this is regression",
+        ),
+        (
+            "query = \"q\"\ncandidates = \"c\"\npositive = \"p\"\ngamma = 0.0",
+            "jsonl",
+            "gamma is 0, which is no number",
+        ),
         (
             "kind = \"regression\"\ntext_a = 0\nlabel = 1\nlabels = [\"x\", \"y\"]",
             "tsv",
