@@ -148,6 +148,41 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
             let d_x = gradients.sink(tape, x);
             tape.ops.push(Op::GatherGrad { d_out, rows, d_x });
         }
+        Op::Attend { keys, values, query, index, segment: _, weights, out } => {
+            let Some(d_out) = gradients.get(out) else { return };
+            let d_scores = tape.computed("d_scores", tape.shape(weights));
+            let d_keys = gradients.sink(tape, keys);
+            let d_values = (values != keys).then(|| gradients.sink(tape, values));
+            let d_query = gradients.sink(tape, query);
+            tape.ops.push(Op::AttendGrad {
+                keys,
+                values,
+                query,
+                index,
+                weights,
+                d_out,
+                d_scores,
+                d_keys,
+                d_values,
+                d_query,
+            });
+        }
+        Op::Gru { of_input, of_state, state, out } => {
+            let Some(d_out) = gradients.get(out) else { return };
+            let [d_of_input, d_of_state] = [of_input, of_state].map(|var| gradients.store(tape, var));
+            let d_state = gradients.sink(tape, state);
+            tape.ops.push(Op::GruGrad { of_input, of_state, state, d_out, d_of_input, d_of_state, d_state });
+        }
+        Op::Merge { a, b, out } => {
+            let Some(d_out) = gradients.get(out) else { return };
+            let [d_a, d_b] = [a, b].map(|var| gradients.sink(tape, var));
+            tape.ops.push(Op::MergeGrad { a, b, d_out, d_a, d_b });
+        }
+        Op::StepAverage { ref logits, dropout, out } => {
+            let Some(d_out) = gradients.get(out) else { return };
+            let d_logits = logits.iter().map(|&logits| gradients.store(tape, logits)).collect();
+            tape.ops.push(Op::StepAverageGrad { logits: logits.clone(), dropout, out, d_out, d_logits });
+        }
         Op::CrossEntropy { logits, labels, loss } => {
             let Some(d_loss) = gradients.get(loss) else { return };
             gradients.store_then_add(tape, logits, |tape, d_logits| {
@@ -197,6 +232,10 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         | Op::AttentionGrad { .. }
         | Op::AddNormGrad { .. }
         | Op::GatherGrad { .. }
+        | Op::AttendGrad { .. }
+        | Op::GruGrad { .. }
+        | Op::MergeGrad { .. }
+        | Op::StepAverageGrad { .. }
         | Op::CrossEntropyGrad { .. }
         | Op::VocabularyLossGrad { .. }
         | Op::SquaredErrorGrad { .. }

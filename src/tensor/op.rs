@@ -41,6 +41,9 @@ impl Dropout {
     }
 }
 
+/// The most steps of an [`Op::StepAverage`].
+pub const MOST_STEPS: usize = 16;
+
 /// The function applied to a linear map's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -176,6 +179,56 @@ pub enum Op {
         /// Which rows, u32; the first `out`-rows entries are read.
         rows: Var,
         /// `[sequences, cols]`
+        out: Var,
+    },
+    /// One query a sequence over the tokens of one of its two texts: `out = sum over j of softmax_j(keys_j · query)
+    /// values_j` (Liu et al. 2019, section 3.1: s^0 and x^k). Zeros where a sequence has no such token.
+    Attend {
+        /// `[tokens, cols]`
+        keys: Var,
+        /// `[tokens, cols]`; the keys themselves, or another value.
+        values: Var,
+        /// `[sequences, cols]`, or `[1, cols]` where all sequences have the same.
+        query: Var,
+        /// Which rows make a sequence, and of which text a token is.
+        index: TokenIndex,
+        /// The type of the tokens that are attended to.
+        segment: u32,
+        /// The softmax, `[tokens, 1]`; zero for other tokens.
+        weights: Var,
+        /// `[sequences, cols]`
+        out: Var,
+    },
+    /// `out = (1 - z) n + z state`, a gated recurrent unit (Cho et al. 2014) as PyTorch's `GRUCell` has it: with the maps
+    /// of input and state split in three, `r = sigmoid(i_r + s_r)`, `z = sigmoid(i_z + s_z)`, `n = tanh(i_n + r s_n)`.
+    Gru {
+        /// The linear map of the input, `[rows, 3 * cols]`: r, z, n side by side.
+        of_input: Var,
+        /// The linear map of the state, `[rows, 3 * cols]`.
+        of_state: Var,
+        /// `[rows, cols]`
+        state: Var,
+        /// `[rows, cols]`
+        out: Var,
+    },
+    /// `out = [a; b; |a - b|; a b]`, the products element by element (Liu et al. 2019, eq. 3).
+    Merge {
+        /// `[rows, cols]`
+        a: Var,
+        /// `[rows, cols]`
+        b: Var,
+        /// `[rows, 4 * cols]`
+        out: Var,
+    },
+    /// The logarithm of the mean over steps of `softmax(logits)` (Liu et al. 2019, eq. 4), where dropout leaves out whole
+    /// steps (Liu et al. 2018, "Stochastic Answer Networks"). Each row keeps one step, drawn evenly, in any case, and its
+    /// mean is over those that it keeps. A row's key is its number, a step's column its number.
+    StepAverage {
+        /// One value a step, `[rows, classes]` each; at most [`MOST_STEPS`].
+        logits: Vec<Var>,
+        /// On the steps.
+        dropout: Dropout,
+        /// `[rows, classes]`
         out: Var,
     },
     /// Mean of `-log softmax(logits)[label]` over rows (Liu et al. 2019, eq. 6).
@@ -336,6 +389,72 @@ pub enum Op {
         rows: Var,
         /// `[tokens, cols]`
         d_x: Sink,
+    },
+    /// Backward of [`Op::Attend`].
+    AttendGrad {
+        /// `[tokens, cols]`
+        keys: Var,
+        /// `[tokens, cols]`
+        values: Var,
+        /// `[sequences, cols]` or `[1, cols]`
+        query: Var,
+        /// As in the forward pass.
+        index: TokenIndex,
+        /// `[tokens, 1]`
+        weights: Var,
+        /// `[sequences, cols]`
+        d_out: Var,
+        /// The gradient of `keys · query`, `[tokens, 1]`; zero for other tokens.
+        d_scores: Var,
+        /// `[tokens, cols]`
+        d_keys: Sink,
+        /// `[tokens, cols]`; absent where the keys are the values, and then part of `d_keys`.
+        d_values: Option<Sink>,
+        /// Like `query`.
+        d_query: Sink,
+    },
+    /// Backward of [`Op::Gru`]; the gates are computed again.
+    GruGrad {
+        /// `[rows, 3 * cols]`
+        of_input: Var,
+        /// `[rows, 3 * cols]`
+        of_state: Var,
+        /// `[rows, cols]`
+        state: Var,
+        /// `[rows, cols]`
+        d_out: Var,
+        /// `[rows, 3 * cols]`
+        d_of_input: Var,
+        /// `[rows, 3 * cols]`
+        d_of_state: Var,
+        /// `[rows, cols]`
+        d_state: Sink,
+    },
+    /// Backward of [`Op::Merge`]; where `a` and `b` are equal, `|a - b|` has the gradient zero.
+    MergeGrad {
+        /// `[rows, cols]`
+        a: Var,
+        /// `[rows, cols]`
+        b: Var,
+        /// `[rows, 4 * cols]`
+        d_out: Var,
+        /// `[rows, cols]`
+        d_a: Sink,
+        /// `[rows, cols]`
+        d_b: Sink,
+    },
+    /// Backward of [`Op::StepAverage`]: zeros for a row's dropped steps.
+    StepAverageGrad {
+        /// `[rows, classes]` each
+        logits: Vec<Var>,
+        /// As in the forward pass.
+        dropout: Dropout,
+        /// `[rows, classes]`
+        out: Var,
+        /// `[rows, classes]`
+        d_out: Var,
+        /// `[rows, classes]` each
+        d_logits: Vec<Var>,
     },
     /// Backward of [`Op::CrossEntropy`].
     CrossEntropyGrad {

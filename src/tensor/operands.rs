@@ -25,6 +25,10 @@ impl Op {
             Op::AddNorm { .. } => "add_norm",
             Op::Drop { .. } => "dropout",
             Op::Gather { .. } => "gather",
+            Op::Attend { .. } => "attend",
+            Op::Gru { .. } => "gru",
+            Op::Merge { .. } => "merge",
+            Op::StepAverage { .. } => "step_average",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::VocabularyLoss { .. } => "vocabulary_loss",
             Op::SquaredError { .. } => "squared_error",
@@ -38,6 +42,10 @@ impl Op {
             Op::AttentionGrad { .. } => "attention_grad",
             Op::AddNormGrad { .. } => "add_norm_grad",
             Op::GatherGrad { .. } => "gather_grad",
+            Op::AttendGrad { .. } => "attend_grad",
+            Op::GruGrad { .. } => "gru_grad",
+            Op::MergeGrad { .. } => "merge_grad",
+            Op::StepAverageGrad { .. } => "step_average_grad",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
             Op::VocabularyLossGrad { .. } => "vocabulary_loss_grad",
             Op::SquaredErrorGrad { .. } => "squared_error_grad",
@@ -97,6 +105,21 @@ impl Op {
                 list
             }
             Op::Gather { x, rows, out } => vec![(Read, *x), (Read, *rows), (Write, *out)],
+            Op::Attend { keys, values, query, index, segment: _, weights, out } => {
+                let reads = [*keys, *values, *query, index.types, index.starts, index.ends];
+                let mut list = reads.map(|var| (Read, var)).to_vec();
+                list.extend([(Write, *weights), (Write, *out)]);
+                list
+            }
+            Op::Gru { of_input, of_state, state, out } => {
+                vec![(Read, *of_input), (Read, *of_state), (Read, *state), (Write, *out)]
+            }
+            Op::Merge { a, b, out } => vec![(Read, *a), (Read, *b), (Write, *out)],
+            Op::StepAverage { logits, dropout: _, out } => {
+                let mut list: Vec<_> = logits.iter().map(|logits| (Read, *logits)).collect();
+                list.push((Write, *out));
+                list
+            }
             Op::CrossEntropy { logits, labels, loss } => {
                 vec![(Read, *logits), (Read, *labels), (Write, *loss)]
             }
@@ -153,6 +176,39 @@ impl Op {
                 list
             }
             Op::GatherGrad { d_out, rows, d_x } => vec![(Read, *d_out), (Read, *rows), sink(d_x)],
+            Op::AttendGrad {
+                keys,
+                values,
+                query,
+                index,
+                weights,
+                d_out,
+                d_scores,
+                d_keys,
+                d_values,
+                d_query,
+            } => {
+                let reads = [*keys, *values, *query, index.starts, index.ends, *weights, *d_out];
+                let mut list = reads.map(|var| (Read, var)).to_vec();
+                list.extend([(Write, *d_scores), sink(d_keys)]);
+                list.extend(d_values.as_ref().map(sink));
+                list.push(sink(d_query));
+                list
+            }
+            Op::GruGrad { of_input, of_state, state, d_out, d_of_input, d_of_state, d_state } => {
+                let mut list = [*of_input, *of_state, *state, *d_out].map(|var| (Read, var)).to_vec();
+                list.extend([(Write, *d_of_input), (Write, *d_of_state), sink(d_state)]);
+                list
+            }
+            Op::MergeGrad { a, b, d_out, d_a, d_b } => {
+                vec![(Read, *a), (Read, *b), (Read, *d_out), sink(d_a), sink(d_b)]
+            }
+            Op::StepAverageGrad { logits, dropout: _, out, d_out, d_logits } => {
+                let mut list: Vec<_> = logits.iter().map(|logits| (Read, *logits)).collect();
+                list.extend([(Read, *out), (Read, *d_out)]);
+                list.extend(d_logits.iter().map(|d_logits| (Write, *d_logits)));
+                list
+            }
             Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
                 vec![(Read, *logits), (Read, *labels), (Read, *d_loss), (Write, *d_logits)]
             }

@@ -37,21 +37,29 @@ pub(super) fn narrow(values: &mut [Value], ops: &[Op]) {
 
 /// The operands of an operation that stay f32.
 fn exact(op: &Op) -> Vec<Var> {
-    match *op {
-        Op::Attention { log_sum_exp, .. } => vec![log_sum_exp],
-        Op::AddNorm { inverse_std, .. } => vec![inverse_std],
-        Op::CrossEntropy { logits, loss, .. } => vec![logits, loss],
-        Op::VocabularyLoss { logits, softmax, loss, accuracy, .. } => vec![logits, softmax, loss, accuracy],
-        Op::SquaredError { predictions, loss, .. } => vec![predictions, loss],
-        Op::Ranking { scores, loss, .. } => vec![scores, loss],
-        Op::CrossEntropyGrad { d_loss, d_logits, .. } => vec![d_loss, d_logits],
-        Op::VocabularyLossGrad { d_loss, logits, .. } => vec![d_loss, logits],
-        Op::SquaredErrorGrad { d_loss, d_predictions, .. } => vec![d_loss, d_predictions],
-        Op::RankingGrad { d_loss, d_scores, .. } => vec![d_loss, d_scores],
+    match op {
+        Op::Attention { log_sum_exp, .. } => vec![*log_sum_exp],
+        Op::AddNorm { inverse_std, .. } => vec![*inverse_std],
+        Op::Attend { weights, .. } => vec![*weights],
+        Op::StepAverage { logits, out, .. } => logits.iter().chain([out]).copied().collect(),
+        Op::CrossEntropy { logits, loss, .. } => vec![*logits, *loss],
+        Op::VocabularyLoss { logits, softmax, loss, accuracy, .. } => {
+            vec![*logits, *softmax, *loss, *accuracy]
+        }
+        Op::SquaredError { predictions, loss, .. } => vec![*predictions, *loss],
+        Op::Ranking { scores, loss, .. } => vec![*scores, *loss],
+        Op::AttendGrad { d_scores, .. } => vec![*d_scores],
+        Op::StepAverageGrad { d_out, d_logits, .. } => d_logits.iter().chain([d_out]).copied().collect(),
+        Op::CrossEntropyGrad { d_loss, d_logits, .. } => vec![*d_loss, *d_logits],
+        Op::VocabularyLossGrad { d_loss, logits, .. } => vec![*d_loss, *logits],
+        Op::SquaredErrorGrad { d_loss, d_predictions, .. } => vec![*d_loss, *d_predictions],
+        Op::RankingGrad { d_loss, d_scores, .. } => vec![*d_loss, *d_scores],
         Op::Embedding { .. }
         | Op::Linear { .. }
         | Op::Drop { .. }
         | Op::Gather { .. }
+        | Op::Gru { .. }
+        | Op::Merge { .. }
         | Op::Fill { .. }
         | Op::Accumulate { .. }
         | Op::EmbeddingGrad { .. }
@@ -60,7 +68,9 @@ fn exact(op: &Op) -> Vec<Var> {
         | Op::LinearWeightGrad { .. }
         | Op::AttentionGrad { .. }
         | Op::AddNormGrad { .. }
-        | Op::GatherGrad { .. } => Vec::new(),
+        | Op::GatherGrad { .. }
+        | Op::GruGrad { .. }
+        | Op::MergeGrad { .. } => Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The order of recording is the topological order, so nothing is ever sorted.
 
-use super::op::{Activation, Dropout, Op, TokenIndex, Var};
+use super::op::{Activation, Dropout, MOST_STEPS, Op, TokenIndex, Var};
 use super::precision::Precision;
 use super::shape::{DType, Extents, Rows, Shape};
 
@@ -207,6 +207,59 @@ impl Tape {
         self.expect(rows, DType::U32, Shape::new(count, 1));
         let out = self.computed("gathered", Shape::new(count, shape.cols));
         self.ops.push(Op::Gather { x, rows, out });
+        out
+    }
+
+    /// [`Op::Attend`]: `[sequences, cols]`, of the tokens of type `segment`.
+    pub fn attend(&mut self, keys: Var, values: Var, query: Var, index: TokenIndex, segment: u32) -> Var {
+        let cols = self.shape(keys).cols;
+        for var in [keys, values] {
+            self.expect(var, DType::F32, Shape::new(Rows::Tokens, cols));
+        }
+        let rows = self.shape(query).rows;
+        assert!(matches!(rows, Rows::Sequences | Rows::Fixed(1)), "attend: a query of {}", self.shape(query));
+        self.expect(query, DType::F32, Shape::new(rows, cols));
+        self.expect(index.types, DType::U32, Shape::new(Rows::Tokens, 1));
+        for var in [index.starts, index.ends] {
+            self.expect(var, DType::U32, Shape::new(Rows::Sequences, 1));
+        }
+        let weights = self.computed("weights", Shape::new(Rows::Tokens, 1));
+        let out = self.computed("attended", Shape::new(Rows::Sequences, cols));
+        self.ops.push(Op::Attend { keys, values, query, index, segment, weights, out });
+        out
+    }
+
+    /// [`Op::Gru`]: the next state, of the shape of `state`.
+    pub fn gru(&mut self, of_input: Var, of_state: Var, state: Var) -> Var {
+        let shape = self.shape(state);
+        for var in [of_input, of_state] {
+            self.expect(var, DType::F32, Shape::new(shape.rows, 3 * shape.cols));
+        }
+        let out = self.computed("state", shape);
+        self.ops.push(Op::Gru { of_input, of_state, state, out });
+        out
+    }
+
+    /// [`Op::Merge`]: `[rows, cols]` twice to `[rows, 4 * cols]`.
+    pub fn merge(&mut self, a: Var, b: Var) -> Var {
+        let shape = self.shape(a);
+        assert_ne!(a, b, "merge: {} with itself", self.name(a));
+        self.expect(b, DType::F32, shape);
+        let out = self.computed("merged", Shape::new(shape.rows, 4 * shape.cols));
+        self.ops.push(Op::Merge { a, b, out });
+        out
+    }
+
+    /// [`Op::StepAverage`]: log-probabilities of the shape of each step's logits.
+    pub fn step_average(&mut self, logits: &[Var], dropout: Dropout) -> Var {
+        assert!((1..=MOST_STEPS).contains(&logits.len()), "an average of {} steps", logits.len());
+        let shape = self.shape(logits[0]);
+        for (step, &of_step) in logits.iter().enumerate() {
+            assert!(!logits[..step].contains(&of_step), "{} is averaged twice", self.name(of_step));
+            self.expect(of_step, DType::F32, shape);
+        }
+        let out = self.computed("average", shape);
+        self.ops.push(Op::StepAverage { logits: logits.to_vec(), dropout, out });
         out
     }
 

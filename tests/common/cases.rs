@@ -192,6 +192,56 @@ fn gather_twice(case: &mut Case) -> Var {
     case.squared(kept)
 }
 
+/// The keys are the values in one use, and another value in the next; the query is a parameter, then a value. Sequence 1
+/// has no token of the second text.
+fn attend(case: &mut Case, cols: usize) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, cols);
+    let shared = case.parameter("query", 1, cols);
+    let summary = case.tape.attend(x, x, shared, index, 1);
+    let query = case.linear(summary, cols, Activation::Identity);
+    let site = case.tape.dropout_site(0.3);
+    let keys = case.tape.drop(x, Some(index.places), site);
+    let attended = case.tape.attend(keys, x, query, index, 0);
+    case.squared(attended)
+}
+
+/// Two steps of a recurrent unit; the first state is the input of a map, too.
+fn gru(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 9);
+    let state = case.linear(x, 7, Activation::Identity);
+    let of_state = case.linear(state, 21, Activation::Identity);
+    let of_input = case.linear(x, 21, Activation::Identity);
+    let next = case.tape.gru(of_input, of_state, state);
+    let [of_state, of_input] = [next, x].map(|var| case.linear(var, 21, Activation::Identity));
+    let last = case.tape.gru(of_input, of_state, next);
+    case.squared(last)
+}
+
+/// `x` is merged with two values: stored once, added to once.
+fn merge(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 9);
+    let y = case.linear(x, 9, Activation::Identity);
+    let first = case.tape.merge(x, y);
+    let z = case.linear(first, 9, Activation::Identity);
+    let second = case.tape.merge(z, x);
+    case.squared(second)
+}
+
+/// The mean of some steps' answers, of which dropout leaves out about half.
+fn step_average(case: &mut Case, steps: usize, probability: f32) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let logits: Vec<Var> = (0..steps).map(|_| case.linear(x, 3, Activation::Identity)).collect();
+    let site = case.tape.dropout_site(probability);
+    let average = case.tape.step_average(&logits, site);
+    let labels = (0..15).map(|row| row * 5 % 3).collect::<Vec<u32>>();
+    let labels = case.indices("labels", Rows::Tokens, &labels);
+    case.tape.cross_entropy(average, labels)
+}
+
 fn cross_entropy(case: &mut Case) -> Var {
     let index = case.index();
     let x = case.tokens(index, 8);
@@ -246,6 +296,13 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("dropout", Box::new(dropout)),
         ("gather", Box::new(gather)),
         ("gather twice", Box::new(gather_twice)),
+        ("attend", Box::new(|case| attend(case, 8))),
+        ("attend, odd columns", Box::new(|case| attend(case, 11))),
+        ("gru", Box::new(gru)),
+        ("merge", Box::new(merge)),
+        ("average of steps", Box::new(|case| step_average(case, 3, 0.0))),
+        ("average of steps with dropout", Box::new(|case| step_average(case, 5, 0.5))),
+        ("average of many steps", Box::new(|case| step_average(case, 16, 0.8))),
         ("cross entropy", Box::new(cross_entropy)),
         ("vocabulary loss", Box::new(vocabulary_loss)),
         ("ranking", Box::new(ranking)),

@@ -57,12 +57,17 @@ impl Run<'_> {
         (shape.rows.count(&self.numbers.extents), shape.cols)
     }
 
-    /// What an element is multiplied by: 0, or the inverse of the share that is kept.
-    fn keep(&self, dropout: Dropout, head: u32, row_key: u32, column: usize) -> f64 {
+    /// The 16 bits that decide on an element.
+    fn draw(&self, dropout: Dropout, head: u32, row_key: u32, column: usize) -> u32 {
         let Numbers { seed, step, .. } = *self.numbers;
         let counter = [(column / 8) as u32, row_key, dropout.site << 8 | head, step];
         let words = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
-        let draw = words[column % 8 / 2] >> (16 * (column % 2)) & 0xFFFF;
+        words[column % 8 / 2] >> (16 * (column % 2)) & 0xFFFF
+    }
+
+    /// What an element is multiplied by: 0, or the inverse of the share that is kept.
+    fn keep(&self, dropout: Dropout, head: u32, row_key: u32, column: usize) -> f64 {
+        let draw = self.draw(dropout, head, row_key, column);
         if draw < dropout.threshold { 0.0 } else { 65536.0 / f64::from(65536 - dropout.threshold) }
     }
 
@@ -176,6 +181,74 @@ impl Run<'_> {
                 let gathered = rows.flat_map(|at| x[at..at + cols].to_vec()).collect();
                 self.values.insert(out, gathered);
             }
+            Op::Attend { keys, values, query, index, segment, weights, out } => {
+                let (sequences, cols) = self.shape(out);
+                let (keys, values, query) = (self.get(keys), self.get(values), self.get(query));
+                let types = self.indices(index.types);
+                let mut softmax = vec![0.0; keys.len() / cols];
+                let mut sums = vec![0.0; sequences * cols];
+                for sequence in 0..sequences {
+                    let query = if query.len() == cols { &query } else { &query[sequence * cols..] };
+                    let rows = self.indices(index.starts)[sequence]..self.indices(index.ends)[sequence];
+                    let rows = rows.map(|row| row as usize).filter(|&row| types[row] == segment);
+                    for row in rows.clone() {
+                        softmax[row] = (0..cols).map(|c| keys[row * cols + c] * query[c]).sum::<f64>().exp();
+                    }
+                    let sum: f64 = rows.clone().map(|row| softmax[row]).sum();
+                    for row in rows {
+                        softmax[row] /= sum;
+                        for c in 0..cols {
+                            sums[sequence * cols + c] += softmax[row] * values[row * cols + c];
+                        }
+                    }
+                }
+                self.values.insert(weights, softmax);
+                self.values.insert(out, sums);
+            }
+            Op::Gru { of_input, of_state, state, out } => {
+                let (_, cols) = self.shape(out);
+                let (of_input, of_state) = (self.get(of_input), self.get(of_state));
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let state = self.get(state);
+                let next = state.iter().enumerate().map(|(i, state)| {
+                    let at = |part: usize| (i / cols * 3 + part) * cols + i % cols;
+                    let r = sigmoid(of_input[at(0)] + of_state[at(0)]);
+                    let z = sigmoid(of_input[at(1)] + of_state[at(1)]);
+                    let n = (of_input[at(2)] + r * of_state[at(2)]).tanh();
+                    (1.0 - z) * n + z * state
+                });
+                let next = next.collect();
+                self.values.insert(out, next);
+            }
+            Op::Merge { a, b, out } => {
+                let (_, cols) = self.shape(a);
+                let mut merged = Vec::new();
+                for (a, b) in self.get(a).chunks(cols).zip(self.get(b).chunks(cols)) {
+                    merged.extend(a.iter().chain(b));
+                    merged.extend(a.iter().zip(b).map(|(a, b)| (a - b).abs()));
+                    merged.extend(a.iter().zip(b).map(|(a, b)| a * b));
+                }
+                self.values.insert(out, merged);
+            }
+            Op::StepAverage { ref logits, dropout, out } => {
+                let (rows, classes) = self.shape(out);
+                let steps: Vec<Vec<f64>> = logits.iter().map(|&step| self.get(step)).collect();
+                let mut average = Vec::new();
+                for row in 0..rows {
+                    // The draw behind those of 16 steps picks the step that is kept in any case.
+                    let picked = self.draw(dropout, 0, row as u32, 16) as usize * steps.len() / 65536;
+                    let kept: Vec<&[f64]> = (0..steps.len())
+                        .filter(|&step| step == picked || self.keep(dropout, 0, row as u32, step) > 0.0)
+                        .map(|step| &steps[step][row * classes..][..classes])
+                        .collect();
+                    for class in 0..classes {
+                        let sum: f64 =
+                            kept.iter().map(|step| (-negative_log_softmax(step, class)).exp()).sum();
+                        average.push((sum / kept.len() as f64).ln());
+                    }
+                }
+                self.values.insert(out, average);
+            }
             Op::CrossEntropy { logits, labels, loss } => {
                 let (rows, classes) = self.shape(logits);
                 let logits = self.get(logits);
@@ -230,6 +303,10 @@ impl Run<'_> {
             | Op::AttentionGrad { .. }
             | Op::AddNormGrad { .. }
             | Op::GatherGrad { .. }
+            | Op::AttendGrad { .. }
+            | Op::GruGrad { .. }
+            | Op::MergeGrad { .. }
+            | Op::StepAverageGrad { .. }
             | Op::CrossEntropyGrad { .. }
             | Op::VocabularyLossGrad { .. }
             | Op::SquaredErrorGrad { .. }

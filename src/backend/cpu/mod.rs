@@ -6,6 +6,7 @@
 //! | [`attention`] | variable-length multi-head attention, both ways |
 //! | [`norm`], [`dropout`], [`activation`] | what stands between the products, both ways |
 //! | [`embedding`], [`gather`] | rows of tables, and the sums of gradients into them |
+//! | [`attend`], [`san`] | the stochastic answer network, beside its products, both ways |
 //! | [`loss`], [`vocabulary`], [`update`] | the ends of a step: losses, and clip, moments and parameters in one pass |
 //! | [`math`], [`philox`] | exponentials and draws as plain loops |
 //! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`bounds`], [`sums`] | how one kernel serves each instruction set and any thread count |
@@ -16,6 +17,7 @@
 //! thread count.
 
 pub mod activation;
+pub mod attend;
 pub mod attention;
 mod blocks;
 pub mod bounds;
@@ -30,6 +32,7 @@ pub mod math;
 pub mod norm;
 pub mod philox;
 mod run;
+pub mod san;
 pub mod scratch;
 mod shared;
 mod simd;

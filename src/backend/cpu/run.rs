@@ -1,6 +1,7 @@
 //! Walks a program: one arm an operation, each a call of its kernel on slices of the arena.
 
 use super::activation::{activate, activate_gradient, activate_in_place};
+use super::attend::{Attend, AttendGradient, attend, attend_gradient};
 use super::attention;
 use super::blocks::SinkMut;
 use super::bounds::Bounds;
@@ -13,6 +14,7 @@ use super::isa::Isa;
 use super::loss;
 use super::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
 use super::philox::Stream;
+use super::san::{self, Gru, Steps};
 use super::scratch::Workspace;
 use super::shared::SharedMut;
 use super::sums::column_sums;
@@ -77,6 +79,24 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         Op::Gather { x, rows, out } => {
             let (count, cols) = values.shape(out);
             gather(get(x), &values.indices(rows)[..count], cols, values.get_mut(out));
+        }
+        Op::Attend { keys, values: attended, query, index, segment, weights, out } => {
+            let input = Attend { keys: get(keys), values: get(attended), query: get(query) };
+            let (bounds, types) = (values.bounds(&index), values.indices(index.types));
+            let (weights, out) = (values.get_mut(weights), values.get_mut(out));
+            attend(isa, &input, bounds, types, segment, weights, out);
+        }
+        Op::Gru { of_input, of_state, state, out } => {
+            let gru = Gru { of_input: get(of_input), of_state: get(of_state), state: get(state) };
+            san::gru(isa, &gru, values.shape(state).1, values.get_mut(out));
+        }
+        Op::Merge { a, b, out } => {
+            san::merge(get(a), get(b), values.shape(a).1, values.get_mut(out));
+        }
+        Op::StepAverage { ref logits, dropout, out } => {
+            let steps =
+                Steps::new(stream, dropout, values.shape(out).1, logits.iter().map(|&of_step| get(of_step)));
+            san::step_average(&steps, values.get_mut(out));
         }
         Op::CrossEntropy { logits, labels, loss } => {
             let (_, classes) = values.shape(logits);
@@ -150,6 +170,40 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         Op::GatherGrad { d_out, rows, d_x } => {
             let (count, cols) = values.shape(d_out);
             gather_gradient(get(d_out), &values.indices(rows)[..count], cols, sink(d_x));
+        }
+        Op::AttendGrad {
+            keys,
+            values: attended,
+            query,
+            index,
+            weights,
+            d_out,
+            d_scores,
+            d_keys,
+            d_values,
+            d_query,
+        } => {
+            let input = Attend { keys: get(keys), values: get(attended), query: get(query) };
+            let bounds = values.bounds(&index);
+            let d_scores = values.get_mut(d_scores);
+            let (d_keys, d_values, d_query) = (sink(d_keys), d_values.map(sink), sink(d_query));
+            let gradients = AttendGradient { d_scores, d_keys, d_values, d_query };
+            attend_gradient(isa, &input, bounds, get(weights), get(d_out), gradients);
+        }
+        Op::GruGrad { of_input, of_state, state, d_out, d_of_input, d_of_state, d_state } => {
+            let gru = Gru { of_input: get(of_input), of_state: get(of_state), state: get(state) };
+            let [d_of_input, d_of_state] = [d_of_input, d_of_state].map(|var| values.get_mut(var));
+            let cols = values.shape(state).1;
+            san::gru_gradient(isa, &gru, cols, get(d_out), d_of_input, d_of_state, sink(d_state));
+        }
+        Op::MergeGrad { a, b, d_out, d_a, d_b } => {
+            san::merge_gradient(get(a), get(b), values.shape(a).1, get(d_out), sink(d_a), sink(d_b));
+        }
+        Op::StepAverageGrad { ref logits, dropout, out, d_out, ref d_logits } => {
+            let steps =
+                Steps::new(stream, dropout, values.shape(out).1, logits.iter().map(|&of_step| get(of_step)));
+            let d_logits = d_logits.iter().map(|&of_step| values.get_mut(of_step));
+            san::step_average_gradient(&steps, get(out), get(d_out), d_logits);
         }
         Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
             let (_, classes) = values.shape(logits);

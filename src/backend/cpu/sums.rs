@@ -142,7 +142,7 @@ pub(super) fn sum_row_products<const FMA: bool>(
 
 /// Sums what `add_row` adds for each row: in f32 over 64 rows, in f64 over such blocks.
 #[inline(always)]
-fn sum_blocks(
+pub(super) fn sum_blocks(
     mut rows: impl Iterator<Item = usize>,
     out: SinkMut,
     add_row: impl Fn(usize, &mut [f32; COLUMNS]),

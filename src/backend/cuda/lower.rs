@@ -4,9 +4,11 @@
 //! time are not still read: the plan decides, and `fused` asks it.
 
 use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, Target};
-use super::{activation, attention, elementwise, embedding, gather, gemm, loss, norm, vocabulary};
+use super::{
+    activation, attend, attention, elementwise, embedding, gather, gemm, loss, norm, san, vocabulary,
+};
 use crate::tensor::{
-    Access, Activation, DType, Dropout, Op, Origin, Precision, Program, Shape, Sink, TokenIndex, Var,
+    Access, Activation, DType, Dropout, Op, Origin, Precision, Program, Rows, Shape, Sink, TokenIndex, Var,
 };
 
 use embedding::{Tables, Tokens};
@@ -220,6 +222,23 @@ impl Lowering<'_> {
                 let (x, out) = (self.get(launches, x), self.get(launches, out));
                 gather::forward(launches, x, self.address(rows), out);
             }
+            Op::Attend { keys, values, query, index, segment, weights, out } => {
+                let attended = self.attended(launches, [keys, values, query], index, weights);
+                let (types, out) = (self.address(index.types), self.get(launches, out));
+                attend::forward(launches, &attended, types, segment, out);
+            }
+            Op::Gru { of_input, of_state, state, out } => {
+                let gates = [of_input, of_state, state].map(|v| self.get(launches, v));
+                san::gru(launches, gates, self.get(launches, out));
+            }
+            Op::Merge { a, b, out } => {
+                let [a, b, out] = [a, b, out].map(|v| self.get(launches, v));
+                san::merge(launches, a, b, out);
+            }
+            Op::StepAverage { ref logits, dropout, out } => {
+                let (logits, out) = (self.all(launches, logits), self.get(launches, out));
+                san::step_average(launches, &logits, DropoutSite::new(dropout), out);
+            }
             Op::CrossEntropy { logits, labels, loss } => {
                 let (logits, loss) = (self.get(launches, logits), self.get(launches, loss));
                 loss::cross_entropy(launches, logits, self.address(labels), loss);
@@ -315,6 +334,44 @@ impl Lowering<'_> {
                 let (d_out, d_x) = (self.get(launches, d_out), self.target(launches, d_x));
                 gather::backward(launches, d_out, self.address(rows), d_x);
             }
+            Op::AttendGrad {
+                keys,
+                values,
+                query,
+                index,
+                weights,
+                d_out,
+                d_scores,
+                d_keys,
+                d_values,
+                d_query,
+            } => {
+                let attended = self.attended(launches, [keys, values, query], index, weights);
+                let gradients = attend::Gradients {
+                    d_scores: self.get(launches, d_scores),
+                    d_keys: self.target(launches, d_keys),
+                    d_values: d_values.map(|sink| self.target(launches, sink)),
+                    d_query: self.target(launches, d_query),
+                };
+                attend::backward(launches, &attended, self.get(launches, d_out), &gradients);
+            }
+            Op::GruGrad { of_input, of_state, state, d_out, d_of_input, d_of_state, d_state } => {
+                let gates = [of_input, of_state, state].map(|v| self.get(launches, v));
+                let maps = [d_of_input, d_of_state].map(|v| self.get(launches, v));
+                let (d_out, d_state) = (self.get(launches, d_out), self.target(launches, d_state));
+                san::gru_gradient(launches, gates, d_out, maps, d_state);
+            }
+            Op::MergeGrad { a, b, d_out, d_a, d_b } => {
+                let [a, b, d_out] = [a, b, d_out].map(|v| self.get(launches, v));
+                let [d_a, d_b] = [d_a, d_b].map(|sink| self.target(launches, sink));
+                san::merge_gradient(launches, a, b, d_out, d_a, d_b);
+            }
+            Op::StepAverageGrad { ref logits, dropout, out, d_out, ref d_logits } => {
+                let [logits, d_logits] = [logits, d_logits].map(|steps| self.all(launches, steps));
+                let [out, d_out] = [out, d_out].map(|v| self.get(launches, v));
+                let dropout = DropoutSite::new(dropout);
+                san::step_average_gradient(launches, &logits, dropout, out, d_out, &d_logits);
+            }
             Op::CrossEntropyGrad { logits, labels, d_loss, d_logits } => {
                 let [logits, d_loss, d_logits] = [logits, d_loss, d_logits].map(|v| self.get(launches, v));
                 loss::cross_entropy_gradient(launches, logits, self.address(labels), d_loss, d_logits);
@@ -399,6 +456,28 @@ impl Lowering<'_> {
             order: address(order),
             starts: address(starts),
             ends: address(ends),
+        }
+    }
+
+    fn all(&self, launches: &Launches, vars: &[Var]) -> Vec<Operand> {
+        vars.iter().map(|&var| self.get(launches, var)).collect()
+    }
+
+    fn attended(
+        &self,
+        launches: &Launches,
+        [keys, values, query]: [Var; 3],
+        index: TokenIndex,
+        weights: Var,
+    ) -> attend::Attended {
+        attend::Attended {
+            keys: self.get(launches, keys),
+            values: self.get(launches, values),
+            query: self.weight(launches, query),
+            shared_query: self.program.shape(query).rows != Rows::Sequences,
+            starts: self.address(index.starts),
+            ends: self.address(index.ends),
+            weights: self.get(launches, weights),
         }
     }
 

@@ -3,13 +3,14 @@
 //! | file | what |
 //! |---|---|
 //! | [`lower`] | from operations to launches: the `match` over [`Op`](crate::tensor::Op) |
-//! | [`gemm`], [`attention`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`vocabulary`], [`update`] | what each group of kernels takes, and with how many blocks |
+//! | [`gemm`], [`attention`], [`attend`], [`san`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`vocabulary`], [`update`] | what each group of kernels takes, and with how many blocks |
 //! | [`launch`] | launches as plain data, made without a device |
 //! | [`images`], [`nvrtc`], [`figures`], [`arch`] | from the sources in `kernels/` to what a device loads |
 //! | [`backend`], [`device`], [`probe`] | one slab, one stream, captured graphs; what devices there are |
 
 pub mod activation;
 pub mod arch;
+pub mod attend;
 pub mod attention;
 pub mod backend;
 pub mod device;
@@ -26,6 +27,7 @@ pub mod lower;
 pub mod norm;
 pub mod nvrtc;
 pub mod probe;
+pub mod san;
 mod sums;
 pub mod update;
 pub mod vocabulary;
