@@ -159,6 +159,7 @@ fn three_sequences() -> Batch {
         starts: vec![0, 5, 6],
         ends: vec![5, 6, 15],
         first_places: vec![0, 1 << 16, 2 << 16],
+        sequence_keys: (0u32..3).flat_map(|s| [s << 16; 9].into_iter().take([5, 1, 9][s as usize])).collect(),
         order: vec![14, 1, 3, 10, 12, 5, 0, 8, 2, 11, 4, 7, 9, 13, 6],
         groups: vec![0, 2, 3],
         labels: vec![1, 0],

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
 use mtdnn_raw::train::baseline::baseline;
-use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure};
+use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, measure_steps};
 use mtdnn_raw::train::prepare;
 use mtdnn_raw::train::run::TaskResult;
 use mtdnn_raw::train::trainer::mean_of_main_metrics;
@@ -212,12 +212,13 @@ fn measure_task(
     let mut results = Vec::new();
     for (split, set) in sets {
         eprintln!("measuring {} {split}: {} examples, {} tokens", spec.name, set.len(), set.ids.len());
-        let mut predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut *loaded.backend);
-        let logits = predictor.logits(set, &|| false)?.expect("nothing stops it");
+        let predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut *loaded.backend);
+        let logits = predictor.with_steps().logits(set, &|| false)?.expect("nothing stops it");
         let metrics = measure(spec, set, &logits[0]);
+        let steps = measure_steps(spec, set, &logits[1..]);
         results.push(TaskResult {
             task: spec.name.clone(),
-            evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics },
+            evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics, steps },
             baseline: baseline(spec, &Dataset::new(), set),
         });
     }
@@ -230,13 +231,17 @@ fn to_json(results: &[TaskResult], mean: f64) -> Value {
             let names = evaluation.metrics.iter().map(|(metric, _)| metric.name().to_string());
             names.zip(values.map(Value::from)).collect::<serde_json::Map<_, _>>().into()
         };
-        json!({
+        let mut of_set = json!({
             "task": task,
             "set": evaluation.split,
             "examples": evaluation.examples,
             "metrics": named(&mut evaluation.metrics.iter().map(|&(_, value)| value)),
             "baseline": named(&mut baseline.iter().copied()),
-        })
+        });
+        if !evaluation.steps.is_empty() {
+            of_set["accuracy_of_steps"] = evaluation.steps.clone().into();
+        }
+        of_set
     });
     json!({ "mean": mean, "sets": sets.collect::<Vec<_>>() })
 }

@@ -144,6 +144,11 @@ pub(super) fn results_table(results: &[TaskResult]) -> Table {
                 baseline.get(index).map_or("-".into(), |baseline| format!("{baseline:.4}")),
             ]);
         }
+        for (step, accuracy) in (1..).zip(&evaluation.steps) {
+            let [task, set, examples] = [(); 3].map(|()| String::new());
+            let metric = format!("accuracy of step {step}");
+            table.row(vec![task, set, examples, metric, format!("{accuracy:.4}"), "-".into()]);
+        }
     }
     table
 }

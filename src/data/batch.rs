@@ -9,7 +9,7 @@ pub const MAX_SEQUENCE: usize = 1 << 16;
 /// Stands for the label of an example that has none. No class has this number, so a loss that reads it fails.
 pub const NO_LABEL: u32 = u32::MAX;
 
-/// Examples of one task. Where a backend aligns sequences, the rows between them are dead: id, type and place 0.
+/// Examples of one task. Where a backend aligns sequences, the rows between them are dead: id, type, place and key 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// The task's number in the run.
@@ -28,6 +28,8 @@ pub struct Batch {
     pub ends: Vec<u32>,
     /// The place of each sequence's first token. [sequences]
     pub first_places: Vec<u32>,
+    /// The same for each row: the key of what is dropped alike from all tokens of a sequence. [tokens]
+    pub sequence_keys: Vec<u32>,
     /// The token rows sorted by id, then by row: the embedding gradient sums the rows of an id in this order. [tokens]
     pub order: Vec<u32>,
     /// Where each example's sequences start. [examples + 1]
@@ -55,6 +57,7 @@ impl Batch {
             starts: Vec::with_capacity(capacity.sequences),
             ends: Vec::with_capacity(capacity.sequences),
             first_places: Vec::with_capacity(capacity.sequences),
+            sequence_keys: Vec::with_capacity(capacity.tokens),
             order: Vec::with_capacity(capacity.tokens),
             groups: Vec::with_capacity(capacity.groups + 1),
             labels: Vec::with_capacity(capacity.groups),
@@ -94,7 +97,7 @@ impl Batch {
         self.ends.extend(sequences().map(|sequence| dataset.sequence(sequence).len() as u32));
         assert!(self.ends.len() <= MAX_SEQUENCE, "a batch of more than {MAX_SEQUENCE} sequences");
         let rows = self.packing.place(&self.ends, &mut self.starts);
-        for row in [&mut self.ids, &mut self.types, &mut self.places] {
+        for row in [&mut self.ids, &mut self.types, &mut self.places, &mut self.sequence_keys] {
             row.resize(rows, 0);
         }
         for (number, sequence) in sequences().enumerate() {
@@ -125,6 +128,7 @@ impl Batch {
         self.starts.clear();
         self.ends.clear();
         self.first_places.clear();
+        self.sequence_keys.clear();
         self.order.clear();
         self.groups.clear();
         self.labels.clear();
@@ -137,6 +141,7 @@ impl Batch {
         let rows = start..start + ids.len();
         let first_place = (sequence as u32) << 16;
         self.ids[rows.clone()].copy_from_slice(ids);
+        self.sequence_keys[rows.clone()].fill(first_place);
         let both = self.types[rows.clone()].iter_mut().zip(&mut self.places[rows.clone()]);
         for (position, (kind, place)) in (0u32..).zip(both) {
             *kind = u32::from(position >= second);
@@ -213,6 +218,7 @@ mod tests {
         assert_eq!(batch.places, [0, 1, 2, second, second + 1, second + 2, second + 3, second + 4]);
         assert_eq!((batch.starts, batch.ends), (vec![0, 3], vec![3, 8]));
         assert_eq!(batch.first_places, [0, second]);
+        assert_eq!(batch.sequence_keys, [0, 0, 0, second, second, second, second, second]);
         assert_eq!(batch.order, [0, 3, 2, 5, 7, 1, 6, 4]);
         assert_eq!(batch.groups, [0, 1, 2]);
         assert_eq!(batch.labels, [NO_LABEL, 1]);

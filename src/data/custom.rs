@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::glue;
+use super::san::SanSpec;
 use super::task::{
     Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, Split, TaskKind, TaskSpec,
 };
@@ -64,6 +65,9 @@ pub struct TaskEntry {
     /// Dropout of the head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f32>,
+    /// What reads the answer off the encoder: a linear map if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadKind>,
     /// Train on this share of the training examples, at least one, drawn by the run's seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<f64>,
@@ -76,6 +80,19 @@ pub struct TaskEntry {
     /// Ranking: the function on a candidate's relevance (equation 5); the identity if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relevance: Option<Relevance>,
+    /// The options of `head = "san"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub san: Option<SanSpec>,
+}
+
+/// What reads a task's answer off the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadKind {
+    /// A linear map of the pooled vector.
+    Linear,
+    /// A stochastic answer network, for the classification of pairs.
+    San,
 }
 
 impl TaskEntry {
@@ -94,6 +111,15 @@ impl TaskEntry {
         if let Some(dropout) = self.dropout {
             spec.dropout = dropout;
         }
+        spec.san = match (self.head, &self.san) {
+            (Some(HeadKind::San), options) => Some(options.clone().unwrap_or_default()),
+            (_, None) => None,
+            (_, Some(_)) => {
+                let reason =
+                    "[task.san] has the options of a stochastic answer network; say head = \"san\" as well";
+                return Err(self.wrong(reason.into()));
+            }
+        };
         self.check_part()?;
         let of_ranking = [("gamma", self.gamma.is_some()), ("relevance", self.relevance.is_some())];
         if let Some((key, _)) =

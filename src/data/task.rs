@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, list, nearest_name};
+use super::san::SanSpec;
 
 /// What a task's head answers, and so which of MT-DNN's losses it trains with
 /// (Liu et al. 2019, arXiv 1901.11504, section 4).
@@ -170,6 +171,9 @@ pub struct TaskSpec {
     /// The task whose head answers this one, where it has none of its own (GLUE's diagnostic set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares: Option<String>,
+    /// The options of a stochastic answer network, where that is its head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub san: Option<SanSpec>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
@@ -217,6 +221,7 @@ impl TaskSpec {
             gamma: one(),
             relevance: Relevance::Identity,
             shares: None,
+            san: None,
             files: Vec::new(),
         }
     }
@@ -265,6 +270,7 @@ impl TaskSpec {
         if self.kind != TaskKind::Classification && !self.labels.is_empty() {
             return wrong(format!("labels are for classification, this is {}", self.kind));
         }
+        self.validate_san().or_else(wrong)?;
         if self.labels.len() == 1 {
             return wrong(format!("it has one label only, {:?}; two or more are needed", self.labels[0]));
         }
@@ -274,6 +280,23 @@ impl TaskSpec {
             }
         }
         Ok(())
+    }
+}
+
+impl TaskSpec {
+    /// A stochastic answer network reads two texts and answers with a class.
+    fn validate_san(&self) -> Result<(), String> {
+        let Some(san) = &self.san else { return Ok(()) };
+        if self.kind != TaskKind::Classification {
+            return Err(format!("head = \"san\" is for classification of pairs, this is {}", self.kind));
+        }
+        if self.texts == Some(Texts::Single) {
+            return Err("head = \"san\" reads a pair, and its examples are single texts".to_string());
+        }
+        if let Some(head) = &self.shares {
+            return Err(format!("it is answered by the head of {head}; give that one head = \"san\""));
+        }
+        san.problem().map_or(Ok(()), Err)
     }
 }
 

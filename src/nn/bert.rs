@@ -1,5 +1,7 @@
 //! BERT's encoder (Devlin et al. 2018): embeddings, post-norm transformer layers, pooler.
 
+use std::ops::Range;
+
 use super::config::BertConfig;
 use super::parameters::{Init, ParameterTable};
 use crate::tensor::{Activation, Dropout, Tape, TokenIndex, Var};
@@ -82,6 +84,11 @@ impl Bert {
         self.pooler.record(tape, first, Activation::Tanh)
     }
 
+    /// The pooler's elements of the flat buffers.
+    pub(super) fn pooler_range(&self) -> Range<usize> {
+        self.pooler.weight..self.pooler.bias + self.pooler.outputs
+    }
+
     /// The word embedding, `[vocabulary, hidden]`: the value that [`Bert::encode`] reads, for a map tied to it.
     pub(super) fn word_table(&self, tape: &mut Tape) -> Var {
         tape.parameter(&self.word.name, self.word.offset, self.word.rows, self.config.hidden_size)
@@ -118,7 +125,8 @@ impl Picked {
 /// An affine map `[rows, inputs] -> [rows, outputs]`.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    name: String,
+    /// Of weight and bias.
+    names: [String; 2],
     weight: usize,
     bias: usize,
     inputs: usize,
@@ -133,17 +141,32 @@ impl Linear {
         outputs: usize,
         deviation: f32,
     ) -> Self {
-        let init = Init::TruncatedNormal(deviation);
-        let weight = table.add(format!("{name}.weight"), &[outputs, inputs], init);
-        let bias = table.add(format!("{name}.bias"), &[outputs], Init::Zeros);
-        Self { name: name.to_string(), weight, bias, inputs, outputs }
+        let init = [Init::TruncatedNormal(deviation), Init::Zeros];
+        Self::named(table, names_of(name), inputs, outputs, init)
+    }
+
+    /// A map whose weight and bias have these names and begin like this.
+    pub(super) fn named(
+        table: &mut ParameterTable,
+        names: [String; 2],
+        inputs: usize,
+        outputs: usize,
+        init: [Init; 2],
+    ) -> Self {
+        let weight = table.add(names[0].as_str(), &[outputs, inputs], init[0]);
+        let bias = table.add(names[1].as_str(), &[outputs], init[1]);
+        Self { names, weight, bias, inputs, outputs }
     }
 
     pub(super) fn record(&self, tape: &mut Tape, x: Var, activation: Activation) -> Var {
-        let weight = tape.parameter(&format!("{}.weight", self.name), self.weight, self.outputs, self.inputs);
-        let bias = tape.parameter(&format!("{}.bias", self.name), self.bias, 1, self.outputs);
+        let weight = tape.parameter(&self.names[0], self.weight, self.outputs, self.inputs);
+        let bias = tape.parameter(&self.names[1], self.bias, 1, self.outputs);
         tape.linear(x, weight, bias, activation)
     }
+}
+
+fn names_of(name: &str) -> [String; 2] {
+    ["weight", "bias"].map(|kind| format!("{name}.{kind}"))
 }
 
 #[derive(Clone, Debug)]
@@ -207,7 +230,7 @@ impl Layer {
         });
         let biases = parts.each_ref().map(|part| table.add(format!("{part}.bias"), &[hidden], Init::Zeros));
         let qkv = Linear {
-            name: format!("{prefix}.attention.self.qkv"),
+            names: names_of(&format!("{prefix}.attention.self.qkv")),
             weight: weights[0],
             bias: biases[0],
             inputs: hidden,

@@ -260,7 +260,12 @@ pub fn load_parameters(
         let task = model.tasks().iter().find(|task| name.starts_with(&format!("heads.{}.", task.name)));
         task.is_some_and(|task| {
             described.iter().any(|other| {
-                other.name == task.name && other.kind == task.kind && other.labels == task.labels
+                let same_form = match (&other.san, &task.san) {
+                    (None, None) => true,
+                    (Some(other), Some(own)) => own.has_parameters_of(other),
+                    _ => false,
+                };
+                other.name == task.name && other.kind == task.kind && other.labels == task.labels && same_form
             })
         })
     };

@@ -1,7 +1,9 @@
-//! The task heads on the pooled vector (Liu et al. 2019, section 3): dropout, then a linear map.
+//! The task heads (Liu et al. 2019, section 3): on the pooled vector dropout, then a linear map; on all tokens a
+//! stochastic answer network.
 
 use super::bert::Linear;
 use super::parameters::ParameterTable;
+use super::san::{Memory, San};
 use crate::data::{Relevance, TaskKind, TaskSpec};
 use crate::tensor::{Activation, DType, Rows, Tape, Var};
 
@@ -11,8 +13,33 @@ pub struct Head {
     kind: TaskKind,
     dropout: f32,
     gamma: f32,
-    activation: Activation,
-    linear: Linear,
+    form: Form,
+}
+
+/// How the answer is read off the encoder.
+#[derive(Clone, Debug)]
+enum Form {
+    /// A linear map, and the function on its outputs.
+    Linear(Linear, Activation),
+    San(San),
+}
+
+/// What the heads of a program read; what none of them reads is not recorded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    /// `[sequences, hidden]`
+    pub pooled: Option<Var>,
+    /// Every token's vector.
+    pub memory: Option<Memory>,
+}
+
+/// What a head answers.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    /// `[sequences, outputs]`
+    pub logits: Var,
+    /// The logits of each step of a stochastic answer network, `[sequences, outputs]` each; else empty.
+    pub steps: Vec<Var>,
 }
 
 /// What a batch brings for the loss.
@@ -41,22 +68,45 @@ impl Answers {
 }
 
 impl Head {
-    /// Enters the head's parameters into the table as `heads.<task>.weight` and `heads.<task>.bias`.
+    /// Enters the head's parameters into the table: `heads.<task>.weight` and `heads.<task>.bias`, or those of a
+    /// stochastic answer network.
     pub fn new(table: &mut ParameterTable, task: &TaskSpec, hidden: usize, deviation: f32) -> Self {
         let name = format!("heads.{}", task.name);
-        let linear = Linear::new(table, &name, hidden, task.outputs(), deviation);
-        let activation = match task.relevance {
-            Relevance::Identity => Activation::Identity,
-            Relevance::Sigmoid => Activation::Sigmoid,
+        let outputs = task.outputs();
+        let form = match &task.san {
+            None => {
+                let activation = match task.relevance {
+                    Relevance::Identity => Activation::Identity,
+                    Relevance::Sigmoid => Activation::Sigmoid,
+                };
+                Form::Linear(Linear::new(table, &name, hidden, outputs, deviation), activation)
+            }
+            Some(options) => Form::San(San::new(table, &name, options, hidden, outputs, deviation)),
         };
-        Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, activation, linear }
+        Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, form }
     }
 
-    /// Records the head: `[sequences, hidden]` to `[sequences, outputs]`; relevances with `g` applied.
-    pub fn logits(&self, tape: &mut Tape, pooled: Var) -> Var {
-        let site = tape.dropout_site(self.dropout);
-        let dropped = tape.drop(pooled, None, site);
-        self.linear.record(tape, dropped, self.activation)
+    /// Whether the head reads every token's vector, and not the pooled one.
+    pub fn reads_tokens(&self) -> bool {
+        matches!(self.form, Form::San(_))
+    }
+
+    /// Records the head; relevances with `g` applied.
+    pub(super) fn answer(&self, tape: &mut Tape, reading: &Reading) -> Answer {
+        match &self.form {
+            Form::Linear(linear, activation) => {
+                let pooled = reading.pooled.expect("the pooled vector was recorded");
+                let site = tape.dropout_site(self.dropout);
+                let dropped = tape.drop(pooled, None, site);
+                let logits = linear.record(tape, dropped, *activation);
+                Answer { logits, steps: Vec::new() }
+            }
+            Form::San(san) => {
+                let memory = reading.memory.expect("the tokens' vectors were recorded");
+                let (logits, steps) = san.record(tape, memory, self.dropout);
+                Answer { logits, steps }
+            }
+        }
     }
 
     /// Records the task's loss (eq. 6, 7, or 8 and 9), `[1, 1]`.

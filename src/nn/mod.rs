@@ -8,6 +8,7 @@ mod inputs;
 mod model;
 mod parameters;
 mod pretraining;
+mod san;
 pub mod weights;
 
 pub use bert::{Bert, Picked};

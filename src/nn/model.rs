@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use super::bert::Bert;
 use super::config::BertConfig;
-use super::heads::{Answers, Head};
+use super::heads::{Answer, Answers, Head, Reading};
 use super::inputs::{Inputs, token_index};
 use super::parameters::ParameterTable;
+use super::san::Memory;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, TaskSpec};
-use crate::tensor::{Extents, Mode, Precision, Program, Tape, TokenIndex, Var};
+use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
 
 /// The shape of a multi-task model; its numbers lie in a backend's parameter buffer.
 #[derive(Clone, Debug)]
@@ -30,11 +31,16 @@ pub struct Recorded {
     pub program: Program,
     /// The loss `[1, 1]` in training, else each asked task's logits `[sequences, outputs]`.
     pub outputs: Vec<Var>,
+    /// For each asked task the logits of each step of its stochastic answer network, `[sequences, outputs]`; of other
+    /// heads, and in training, none.
+    pub steps: Vec<Vec<Var>>,
     /// Hidden states where they were asked for: the embeddings' and each layer's, `[tokens, hidden]`.
     pub hidden_states: Vec<Var>,
     /// `[sequences, hidden]`, where it was asked for.
     pub pooled: Option<Var>,
     index: TokenIndex,
+    /// What the tokens of a sequence have in common, u32 `[tokens, 1]`, where a head may read it.
+    sequence_keys: Option<Var>,
     answers: Option<Answers>,
 }
 
@@ -84,6 +90,16 @@ impl Model {
         self.encoder.clone()
     }
 
+    /// The pooler's elements of the flat buffers, the last of the encoder's.
+    pub fn pooler_range(&self) -> Range<usize> {
+        self.bert.pooler_range()
+    }
+
+    /// Whether a task's answer goes by the pooler. A stochastic answer network's does not.
+    pub fn pools(&self, task: usize) -> bool {
+        !self.head(task).reads_tokens()
+    }
+
     /// The elements of the flat buffers that belong to a task's own head, if it has one.
     pub fn head_range(&self, task: usize) -> Option<Range<usize>> {
         self.heads[task].as_ref().map(|(_, range)| range.clone())
@@ -96,17 +112,19 @@ impl Model {
         let mut tape = Tape::new(Mode::Training).with_precision(self.precision);
         let index = token_index(&mut tape);
         let answers = Answers::record(&mut tape);
-        let first = self.bert.encode_first(&mut tape, index);
-        let pooled = self.bert.pool(&mut tape, first);
-        let logits = self.head(task).logits(&mut tape, pooled);
+        let sequence_keys = sequence_keys(&mut tape);
+        let reading = self.read(&mut tape, index, sequence_keys, &[task]);
+        let Answer { logits, .. } = self.head(task).answer(&mut tape, &reading);
         let loss = self.head(task).loss(&mut tape, logits, &answers);
         let program = Program::training(tape, &[loss], scale, accumulate, capacity);
         Recorded {
             program,
             outputs: vec![loss],
+            steps: Vec::new(),
             hidden_states: Vec::new(),
             pooled: None,
             index,
+            sequence_keys: Some(sequence_keys),
             answers: Some(answers),
         }
     }
@@ -115,11 +133,40 @@ impl Model {
     pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
         let mut tape = Tape::new(Mode::Inference).with_precision(self.precision);
         let index = token_index(&mut tape);
-        let first = self.bert.encode_first(&mut tape, index);
-        let pooled = self.bert.pool(&mut tape, first);
-        let outputs: Vec<Var> = tasks.iter().map(|&task| self.head(task).logits(&mut tape, pooled)).collect();
-        let program = Program::inference(tape, &outputs, capacity);
-        Recorded { program, outputs, hidden_states: Vec::new(), pooled: None, index, answers: None }
+        let sequence_keys = sequence_keys(&mut tape);
+        let reading = self.read(&mut tape, index, sequence_keys, tasks);
+        let answers = tasks.iter().map(|&task| self.head(task).answer(&mut tape, &reading));
+        let (outputs, steps): (Vec<Var>, Vec<Vec<Var>>) =
+            answers.map(|Answer { logits, steps }| (logits, steps)).unzip();
+        let mut kept = outputs.clone();
+        kept.extend(steps.iter().flatten());
+        let program = Program::inference(tape, &kept, capacity);
+        Recorded {
+            program,
+            outputs,
+            steps,
+            hidden_states: Vec::new(),
+            pooled: None,
+            index,
+            sequence_keys: Some(sequence_keys),
+            answers: None,
+        }
+    }
+
+    /// Records the encoder for the heads of `tasks`: the last layer for first tokens alone where none reads more.
+    fn read(&self, tape: &mut Tape, index: TokenIndex, sequence_keys: Var, tasks: &[usize]) -> Reading {
+        let memory = tasks.iter().any(|&task| !self.pools(task)).then(|| {
+            let layers = self.bert.encode(tape, index);
+            Memory { tokens: layers[layers.len() - 1], index, sequence_keys }
+        });
+        let pooled = tasks.iter().any(|&task| self.pools(task)).then(|| {
+            let first = match memory {
+                Some(Memory { tokens, .. }) => tape.gather(tokens, index.starts),
+                None => self.bert.encode_first(tape, index),
+            };
+            self.bert.pool(tape, first)
+        });
+        Reading { pooled, memory }
     }
 
     /// Token vectors and the pooled vector; with `all_layers` every layer's token vectors.
@@ -135,7 +182,16 @@ impl Model {
         let mut outputs = hidden_states.clone();
         outputs.push(pooled);
         let program = Program::inference(tape, &outputs, capacity);
-        Recorded { program, outputs: Vec::new(), hidden_states, pooled: Some(pooled), index, answers: None }
+        Recorded {
+            program,
+            outputs: Vec::new(),
+            steps: Vec::new(),
+            hidden_states,
+            pooled: Some(pooled),
+            index,
+            sequence_keys: None,
+            answers: None,
+        }
     }
 
     /// The head that answers a task: its own, or that of the task it names.
@@ -156,6 +212,11 @@ impl Recorded {
         self.index
     }
 
+    /// What the tokens of a sequence have in common, u32 `[tokens, 1]`, where a head may read it.
+    pub fn sequence_keys(&self) -> Option<Var> {
+        self.sequence_keys
+    }
+
     /// What the loss is measured against, in a training program.
     pub fn answers(&self) -> Option<&Answers> {
         self.answers.as_ref()
@@ -166,6 +227,9 @@ impl Recorded {
         let extents = extents(batch);
         let mut inputs = Inputs { program: &self.program, backend, extents };
         inputs.write_tokens(&self.index, batch)?;
+        if let Some(keys) = self.sequence_keys {
+            inputs.write(keys, &batch.sequence_keys)?;
+        }
         if let Some(answers) = &self.answers {
             inputs.write(answers.labels, &batch.labels)?;
             inputs.write(answers.targets, &batch.targets)?;
@@ -174,6 +238,11 @@ impl Recorded {
         }
         Ok(())
     }
+}
+
+/// Declares the input that says what the tokens of a sequence have in common.
+fn sequence_keys(tape: &mut Tape) -> Var {
+    tape.input("sequence_keys", DType::U32, Rows::Tokens, 1)
 }
 
 /// The extents of a batch.

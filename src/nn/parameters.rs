@@ -15,6 +15,8 @@ pub enum Init {
     Ones,
     /// Normal with this standard deviation, cut at two of them (Devlin et al. 2018).
     TruncatedNormal(f32),
+    /// Even in [-bound, bound]: PyTorch's recurrent units, with one over the root of the state's size.
+    Uniform(f32),
 }
 
 /// One tensor of the model under its name in the checkpoint.
@@ -104,6 +106,14 @@ impl ParameterTable {
                     *value = truncated_normal(index as u64, stream, seed) * deviation;
                 }
             }
+            Init::Uniform(bound) => {
+                let stream = name_hash(&parameter.name);
+                let key = [seed as u32, (seed >> 32) as u32];
+                for (index, value) in (0u64..).zip(values) {
+                    let [word, ..] = philox4x32_10([index as u32, (index >> 32) as u32, stream, 0], key);
+                    *value = ((f64::from(word) + 0.5) / 2_147_483_648.0 - 1.0) as f32 * bound;
+                }
+            }
         }
     }
 }
@@ -144,6 +154,21 @@ mod tests {
         assert!(mean.abs() < 0.02 * 0.88 * 4.0 / 1e5f64.sqrt(), "mean {mean}");
         assert!((variance.sqrt() / 0.02 - 0.8796).abs() < 0.01, "deviation {}", variance.sqrt());
         assert!(values.iter().all(|v| v.abs() <= 0.04));
+    }
+
+    #[test]
+    fn even_weights_fill_their_range() {
+        let mut table = ParameterTable::default();
+        table.add("weight", &[100, 1000], Init::Uniform(0.25));
+        let mut values = vec![0.0; 100_000];
+        table.initialise(&table.parameters()[0], 7, &mut values);
+        assert!(values.iter().all(|v| v.abs() <= 0.25));
+        for tenth in 0..10 {
+            let range = 0.05 * tenth as f32 - 0.25..0.05 * (tenth + 1) as f32 - 0.25;
+            let inside = values.iter().filter(|v| range.contains(v)).count();
+            // Binomial: deviation 95.
+            assert!((9600..10_400).contains(&inside), "{inside} in {range:?}");
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@ use super::error::TrainError;
 use crate::nn::{Parameter, ParameterTable};
 use crate::tensor::Program;
 
-/// Refuses a parameter that no program's backward pass stores a gradient for.
+/// Refuses a parameter that no program's backward pass stores a gradient for, but for those in `idle`.
 pub(super) fn check_every_parameter_is_trained<'a>(
     parameters: &ParameterTable,
+    idle: &Range<usize>,
     programs: impl Iterator<Item = &'a Program>,
 ) -> Result<(), TrainError> {
     let mut ranges: Vec<Range<usize>> = programs.flat_map(Program::gradient_ranges).collect();
@@ -25,7 +26,7 @@ pub(super) fn check_every_parameter_is_trained<'a>(
     let untrained: Vec<&str> = parameters
         .parameters()
         .iter()
-        .filter(|parameter| !covered(parameter))
+        .filter(|parameter| !covered(parameter) && !idle.contains(&parameter.offset))
         .map(|parameter| parameter.name.as_str())
         .collect();
     if untrained.is_empty() {

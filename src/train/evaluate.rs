@@ -7,7 +7,7 @@ use crate::backend::{Backend, BackendError, StepScalars};
 use crate::data::sampler::evaluation_batches;
 use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, Packing, TaskSpec};
 use crate::nn::{Model, Recorded, extents};
-use crate::tensor::Extents;
+use crate::tensor::{Extents, Var};
 
 /// Tokens of an evaluation batch, unless a single example is longer.
 pub const EVALUATION_TOKENS: usize = 4096;
@@ -23,20 +23,35 @@ pub struct Evaluation {
     pub examples: usize,
     /// The task's metrics, the main one first. Shares and correlations, at most 1.
     pub metrics: Vec<(MetricKind, f64)>,
+    /// The accuracy of each step of a stochastic answer network by itself, where it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<f64>,
 }
 
 /// Runs an inference program over whole sets, batches of like length together.
 pub struct Predictor<'a> {
     backend: &'a mut dyn Backend,
     recorded: &'a Recorded,
-    outputs: Vec<usize>,
+    /// What is read after each batch, and its columns.
+    outputs: Vec<(Var, usize)>,
 }
 
 impl<'a> Predictor<'a> {
     /// For the program of [`Model::inference`] of the same `tasks`.
     pub fn new(model: &Model, tasks: &[usize], recorded: &'a Recorded, backend: &'a mut dyn Backend) -> Self {
-        let outputs = tasks.iter().map(|&task| model.tasks()[task].outputs()).collect();
+        let outputs = recorded.outputs.iter().zip(tasks);
+        let outputs = outputs.map(|(&output, &task)| (output, model.tasks()[task].outputs())).collect();
         Self { backend, recorded, outputs }
+    }
+
+    /// The same, which then also tells the logits of each step of each task's stochastic answer network, after the answers
+    /// of all tasks.
+    pub fn with_steps(mut self) -> Self {
+        for (task, steps) in self.recorded.steps.iter().enumerate() {
+            let (_, width) = self.outputs[task];
+            self.outputs.extend(steps.iter().map(|&step| (step, width)));
+        }
+        self
     }
 
     /// The logits of every sequence of a set in the set's order, `[sequences, outputs]` for each task.
@@ -49,7 +64,7 @@ impl<'a> Predictor<'a> {
     ) -> Result<Option<Vec<Vec<f32>>>, BackendError> {
         let mut batch = Batch::new(self.backend.line());
         let mut all: Vec<Vec<f32>> =
-            self.outputs.iter().map(|outputs| vec![0.0; dataset.sequences() * outputs]).collect();
+            self.outputs.iter().map(|(_, width)| vec![0.0; dataset.sequences() * width]).collect();
         let mut rows: Vec<f32> = Vec::new();
         for examples in evaluation_batches(dataset, EVALUATION_TOKENS) {
             if stop() {
@@ -59,7 +74,7 @@ impl<'a> Predictor<'a> {
             let extents = extents(&batch);
             self.recorded.write(self.backend, &batch)?;
             self.backend.run(&self.recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
-            for ((&output, &width), logits) in self.recorded.outputs.iter().zip(&self.outputs).zip(&mut all) {
+            for (&(output, width), logits) in self.outputs.iter().zip(&mut all) {
                 rows.resize(extents.sequences * width, 0.0);
                 let span = self.recorded.program.span(output, &extents);
                 self.backend.read(span, bytemuck::cast_slice_mut(&mut rows))?;
@@ -124,6 +139,12 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
         MetricKind::Map => metrics::mean_average_precision(logits, &dataset.groups, &positives),
     };
     task.metrics.iter().map(|&kind| (kind, metric(kind))).collect()
+}
+
+/// The accuracy of each step of a stochastic answer network by itself, from the steps' logits over a labelled set.
+pub fn measure_steps(task: &TaskSpec, dataset: &Dataset, steps: &[Vec<f32>]) -> Vec<f64> {
+    let task = TaskSpec { metrics: vec![MetricKind::Accuracy], ..task.clone() };
+    steps.iter().map(|logits| measure(&task, dataset, logits)[0].1).collect()
 }
 
 /// The first of the largest; NaN is never larger.

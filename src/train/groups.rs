@@ -1,35 +1,57 @@
-//! What an update takes together: the encoder or a head, and in it the ranges of the flat buffers that are updated alike.
+//! What an update takes together: the encoder, a head, or the pooler where some heads do without it; and in it the ranges
+//! of the flat buffers that are updated alike.
 
 use std::ops::Range;
 
 use crate::nn::{Model, ParameterTable};
 
-/// The encoder or a head: what is updated together.
+/// What is updated together.
 pub(super) struct Part {
-    /// The head's task; none for the encoder.
-    pub task: Option<usize>,
+    /// Its place in [`Progress::group_updates`](super::trainer::Progress::group_updates): the encoder's, each head's, and
+    /// last the pooler's.
+    pub number: usize,
+    /// The tasks whose batches train it; none for the encoder, which all train.
+    tasks: Option<Vec<usize>>,
     /// Ranges of the flat buffers and whether weight decay applies to them.
     pub ranges: Vec<(Range<usize>, bool)>,
 }
 
 impl Part {
-    /// The part's place in [`Progress::group_updates`](super::trainer::Progress::group_updates).
-    pub fn number(&self) -> usize {
-        self.task.map_or(0, |task| task + 1)
+    /// The encoder and every head that has parameters; the rest as in [`ranges`]. The pooler is part of the encoder where
+    /// all heads read it, in no part where none does ([`idle`]), else a part of its own.
+    pub fn all(model: &Model, weight_decay: f32, per_tensor: bool) -> Vec<Part> {
+        let tasks = 0..model.tasks().len();
+        let part = |number, tasks, range| {
+            let ranges = ranges(model.parameters(), range, weight_decay, per_tensor);
+            Part { number, tasks, ranges }
+        };
+        let (encoder, pooler) = (model.encoder_range(), model.pooler_range());
+        let pooled: Vec<usize> = tasks.clone().filter(|&task| model.pools(task)).collect();
+        let apart = pooled.len() < tasks.len();
+        let end = if apart { pooler.start } else { encoder.end };
+        let mut parts = vec![part(0, None, encoder.start..end)];
+        for task in tasks.clone() {
+            if let Some(range) = model.head_range(task) {
+                parts.push(part(task + 1, Some(vec![task]), range));
+            }
+        }
+        if apart && !pooled.is_empty() {
+            parts.push(part(tasks.end + 1, Some(pooled), pooler));
+        }
+        parts
     }
 
-    /// The encoder and every head that has parameters; the rest as in [`ranges`].
-    pub fn all(model: &Model, weight_decay: f32, per_tensor: bool) -> Vec<Part> {
-        let heads = (0..model.tasks().len())
-            .filter_map(|task| model.head_range(task).map(|range| (Some(task), range)));
-        std::iter::once((None, model.encoder_range()))
-            .chain(heads)
-            .map(|(task, range)| Part {
-                task,
-                ranges: ranges(model.parameters(), range, weight_decay, per_tensor),
-            })
-            .collect()
+    /// Whether batches of `tasks` train it.
+    pub fn is_trained_by(&self, tasks: &[usize]) -> bool {
+        self.tasks.as_ref().is_none_or(|own| own.iter().any(|task| tasks.contains(task)))
     }
+}
+
+/// The elements of the flat buffers that no task trains: the pooler's, where every head reads all tokens.
+pub(super) fn idle(model: &Model) -> Range<usize> {
+    let pooler = model.pooler_range();
+    let read = (0..model.tasks().len()).any(|task| model.pools(task));
+    if read { pooler.end..pooler.end } else { pooler }
 }
 
 /// The ranges of the parameters that begin in `range`, and whether weight decay applies to each: one a parameter, in

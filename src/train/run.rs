@@ -85,6 +85,10 @@ pub fn run(
     let initial = |monitor: &mut dyn Monitor| initial_parameters(config, &model, &tokenizer, monitor);
     let start = if resume { None } else { Some(initial(monitor)?) };
     let mut trainer = Trainer::new(&config.train, config.seed, &model, &data, backend)?;
+    if trainer.leaves_pooler() {
+        let note = "the pooler is left as it is: every head reads all tokens, and none the pooled vector";
+        monitor.tell(Event::Note(note));
+    }
     let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
     let extent = format!("{batches} batches an epoch");
     monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, extent: &extent });

@@ -13,7 +13,7 @@ use super::coverage::check_every_parameter_is_trained;
 use super::error::TrainError;
 use super::error::with_what_fits;
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
-use super::groups::Part;
+use super::groups::{Part, idle};
 use super::schedule::Schedule;
 use crate::backend::{Backend, Group, Optimizer, Sizes, StepScalars, Ticket};
 use crate::data::sampler::{Epoch, Sampler};
@@ -41,7 +41,8 @@ pub struct Progress {
     pub step: u32,
     /// Updates made so far: what drives the learning rate.
     pub updates: u64,
-    /// Updates of the encoder and then of each head, for the bias correction of their moments.
+    /// Updates of the encoder, of each head, and of the pooler where it is updated by itself: for the bias correction of
+    /// their moments.
     pub group_updates: Vec<u64>,
     /// The best mean of the tasks' main metrics.
     pub best: Option<Best>,
@@ -198,7 +199,8 @@ impl<'a> Trainer<'a> {
                 (!sets.dev.is_empty()).then(|| model.inference(&[task], capacity))
             })
             .collect();
-        check_every_parameter_is_trained(model.parameters(), steps.iter().map(|step| &step.program))?;
+        let programs = steps.iter().map(|step| &step.program);
+        check_every_parameter_is_trained(model.parameters(), &idle(model), programs)?;
         let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
         let parameters = model.parameters().len();
         let reserved = Sizes { parameters, arena: arena.unwrap_or(0), training: true };
@@ -218,10 +220,11 @@ impl<'a> Trainer<'a> {
             .reduce(Capacity::max)
             .unwrap_or_default();
         let parts = Part::all(model, config.weight_decay, config.optimizer.per_tensor());
+        let most = parts.iter().map(|part| part.number).max().unwrap_or(0).max(data.len());
         Ok(Self {
             optimizer: Optimizer::new(config.optimizer),
             epoch: sampler.epoch(0),
-            progress: Progress { group_updates: vec![0; 1 + data.len()], ..Progress::default() },
+            progress: Progress { group_updates: vec![0; most + 1], ..Progress::default() },
             groups: Vec::with_capacity(parts.iter().map(|part| part.ranges.len()).sum()),
             parts,
             window: Vec::with_capacity(config.accumulation as usize),
@@ -265,6 +268,11 @@ impl<'a> Trainer<'a> {
     /// The training program of a task, to print.
     pub fn programs(&self) -> impl Iterator<Item = (usize, &Program)> {
         self.trained.iter().zip(&self.steps).map(|(&task, recorded)| (task, &recorded.program))
+    }
+
+    /// Whether the pooler stays as it is, because no head reads it.
+    pub fn leaves_pooler(&self) -> bool {
+        !idle(self.model).is_empty()
     }
 
     /// The memory that was reserved.
@@ -415,8 +423,8 @@ impl<'a> Trainer<'a> {
         let learning_rate = self.schedule.learning_rate(self.progress.updates);
         self.groups.clear();
         for part in &self.parts {
-            let own = part.task.is_none_or(|task| self.window.contains(&task));
-            let earlier = self.progress.group_updates[part.number()];
+            let own = part.is_trained_by(&self.window);
+            let earlier = self.progress.group_updates[part.number];
             let zero_gradient = match self.config.other_heads {
                 _ if own => false,
                 OtherHeads::ZeroGradient if earlier > 0 => true,
@@ -434,8 +442,8 @@ impl<'a> Trainer<'a> {
         }
         let norm = self.backend.update(&self.optimizer, self.config.clip, &self.groups)?;
         for part in &self.parts {
-            let updates = &mut self.progress.group_updates[part.number()];
-            let own = part.task.is_none_or(|task| self.window.contains(&task));
+            let updates = &mut self.progress.group_updates[part.number];
+            let own = part.is_trained_by(&self.window);
             if own || (self.config.other_heads == OtherHeads::ZeroGradient && *updates > 0) {
                 *updates += 1;
             }
@@ -459,7 +467,8 @@ impl<'a> Trainer<'a> {
                     return Err(self.not_finite("answer to a dev example", task, step, value).into());
                 }
                 let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
-                evaluations.push(Evaluation { task, split: split.clone(), examples: dataset.len(), metrics });
+                let (split, examples) = (split.clone(), dataset.len());
+                evaluations.push(Evaluation { task, split, examples, metrics, steps: Vec::new() });
             }
         }
         let mean = mean_of_main_metrics(&evaluations);

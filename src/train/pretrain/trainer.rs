@@ -149,6 +149,7 @@ impl<'a> PretrainTrainer<'a> {
             .collect();
         check_every_parameter_is_trained(
             model.parameters(),
+            &(0..0),
             phases.iter().map(|phase| &phase.recorded.program),
         )?;
         let training = phases.iter().map(|phase| phase.recorded.program.arena_len());
