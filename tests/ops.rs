@@ -11,7 +11,8 @@ use cases::{Case, cases};
 use common::{Numbers, forward};
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
-use mtdnn_raw::data::{Batch, MetricKind, Packing, TaskKind, TaskSpec};
+use mtdnn_raw::data::san::{SanAttention, SanMemory};
+use mtdnn_raw::data::{Batch, MetricKind, Packing, SanSpec, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, extents};
 use mtdnn_raw::tensor::{Extents, Program, Space, Span, TokenIndex, Var};
 
@@ -213,27 +214,44 @@ fn a_model_with_each_head_has_the_right_gradients() {
                     ..batch.clone()
                 },
             };
-            let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 0 };
-            let recorded = model.training(number, capacity, 1.0, false);
-            let index = recorded.index();
-            let answers = recorded.answers().expect("a training program has answers");
-            let floats = HashMap::from([(answers.targets, batch.targets.clone())]);
-            let mut indices = tokens_of(index, &batch);
-            indices.insert(answers.labels, batch.labels.clone());
-            indices.insert(answers.groups, batch.groups.clone());
-            indices.insert(answers.positives, batch.labels.clone());
-            let losses = &recorded.outputs[..1];
-            check(
-                &task.name,
-                &recorded.program,
-                losses,
-                1.0,
-                &parameters,
-                &floats,
-                &indices,
-                extents(&batch),
-            );
+            check_model(&model, number, &parameters, &batch);
         }
+    }
+}
+
+/// Runs one task's step of a model on a batch and compares the loss and its gradients with f64.
+fn check_model(model: &Model, task: usize, parameters: &[f32], batch: &Batch) {
+    let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 0 };
+    let recorded = model.training(task, capacity, 1.0, false);
+    let answers = recorded.answers().expect("a training program has answers");
+    let floats = HashMap::from([(answers.targets, batch.targets.clone())]);
+    let mut indices = tokens_of(recorded.index(), batch);
+    indices.insert(answers.labels, batch.labels.clone());
+    indices.insert(answers.groups, batch.groups.clone());
+    indices.insert(answers.positives, batch.labels.clone());
+    let keys = recorded.sequence_keys().expect("a training program has them");
+    indices.insert(keys, batch.sequence_keys.clone());
+    let (name, losses) = (&model.tasks()[task].name, &recorded.outputs[..1]);
+    check(name, &recorded.program, losses, 1.0, parameters, &floats, &indices, extents(batch));
+}
+
+/// With dropout on vectors, tokens and steps; one of the sequences has no second text.
+#[test]
+fn a_stochastic_answer_network_has_the_right_gradients() {
+    let usual = || SanSpec { prediction_dropout: Some(0.4), ..SanSpec::default() };
+    let options = [
+        usual(),
+        SanSpec { steps: 1, prediction_dropout: None, ..usual() },
+        SanSpec { attention: SanAttention::Simple, variational: false, steps: 3, ..usual() },
+        SanSpec { memory: SanMemory::Last, prediction_dropout: None, steps: 2, ..usual() },
+    ];
+    let batch =
+        Batch { groups: vec![0, 1, 2, 3], labels: vec![1, 0, 2], targets: vec![0.0; 3], ..three_sequences() };
+    for san in options {
+        let pair = task("pair", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy);
+        let tasks = [TaskSpec { san: Some(san), ..pair }];
+        let model = Model::new(&tiny_config(HiddenAct::Gelu), &tasks);
+        check_model(&model, 0, &parameters_of(model.parameters()), &batch);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
-use mtdnn_raw::data::{Batch, Dataset, Label, MaskedBatch, MetricKind, TaskKind, TaskSpec};
+use mtdnn_raw::data::{Batch, Dataset, Label, MaskedBatch, MetricKind, SanSpec, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{
     BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, Recorded, RecordedPretraining, extents,
     masked_extents,
@@ -38,11 +38,19 @@ fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> Task
     }
 }
 
-fn tasks() -> [TaskSpec; 3] {
+/// The number of tasks that a [`Fixture`] may be of.
+pub const TASKS: usize = 4;
+
+fn tasks() -> [TaskSpec; TASKS] {
+    let pair = task("pair", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy);
     [
         task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
         task("score", TaskKind::Regression, &[], MetricKind::Pearson),
         task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
+        TaskSpec {
+            san: Some(SanSpec { steps: 3, prediction_dropout: Some(0.4), ..SanSpec::default() }),
+            ..pair
+        },
     ]
 }
 
@@ -172,7 +180,11 @@ impl Fixture {
             zero_gradient: false,
         };
         let head = self.model.head_range(self.task).unwrap();
-        vec![group(self.model.encoder_range(), 0.01), group(head, 0.0)]
+        let (mut encoder, pooler) = (self.model.encoder_range(), self.model.pooler_range());
+        if !self.model.pools(self.task) {
+            encoder.end = pooler.start;
+        }
+        vec![group(encoder, 0.01), group(head, 0.0)]
     }
 
     /// Fails at the first operation of a step whose result is not the CPU's.

@@ -8,7 +8,7 @@ use mtdnn_raw::tensor::{Precision, Var};
 
 use super::cases::assert_cases_agree;
 use super::emulation::EmulatedBackend;
-use super::steps::{Fixture, PretrainingFixture};
+use super::steps::{Fixture, PretrainingFixture, TASKS};
 
 #[test]
 fn every_case_agrees_with_the_cpu() {
@@ -25,7 +25,7 @@ fn every_operation_agrees_with_the_cpu() {
         (Precision::Bf16, 2, HiddenAct::Gelu),
         (Precision::Bf16, 1, HiddenAct::Relu),
     ] {
-        for task in 0..3 {
+        for task in 0..TASKS {
             for line in [1, 128] {
                 let Some(mut emulated) = EmulatedBackend::new(precision, line) else { return };
                 Fixture::new(act, heads, task, line).assert_operations_agree(&mut emulated);
@@ -37,7 +37,7 @@ fn every_operation_agrees_with_the_cpu() {
 #[test]
 fn whole_steps_agree_with_the_cpu() {
     for precision in [Precision::F32, Precision::Bf16] {
-        for task in 0..3 {
+        for task in 0..TASKS {
             let Some(mut emulated) = EmulatedBackend::new(precision, 128) else { return };
             let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
             fixture.assert_steps_agree(&mut emulated, &[&fixture.batch; 3]);
