@@ -115,44 +115,54 @@ KERNEL(squared_error_grad, SquaredError, FEW, 1) {
 
 struct Ranking {
     const Step* step;
-    /// `[sequences]`
+    /// `[candidates, columns]`
     const f32* scores;
-    /// First sequence of each group and the end of the last, `[groups + 1]`
+    /// First candidate of each group and the end of the last, `[groups + 1]`
     const u32* groups;
-    /// The number of the right candidate within its group, `[groups]`
+    /// The number of the right candidate within its group, in each column, `[groups, columns]`
     const u32* positives;
     /// `[1]`, backward
     const f32* d_loss;
-    /// Each group's loss, `[groups]`; backward d_scores, `[sequences]`
+    /// Each group's loss, `[groups]`; backward d_scores, `[candidates, columns]`
     f32* out;
     f32 gamma;
-    u32 unused;
+    u32 columns;
 };
 
-/// A warp for a group: `-log softmax(gamma * scores)[positive]`.
+/// A warp for a group: the mean over columns of `-log softmax(gamma * scores)[positive]`.
 KERNEL(ranking, Ranking, FEW, 4) {
-    const u32 group = block_x() * (FEW / 32) + warp_index();
+    const u32 group = block_x() * (FEW / 32) + warp_index(), columns = args.columns;
     if (group >= args.step->groups) return;
     const u32 first = args.groups[group], candidates = args.groups[group + 1] - first;
-    Softmax all = softmax<1>(args.scores + first, candidates, args.gamma, nullptr);
-    if (lane_index() > 0) return;
-    const u32 positive = args.positives[group];
-    args.out[group] = positive < candidates
-                          ? logf(all.sum) - (args.gamma * args.scores[first + positive] - all.largest)
-                          : not_a_number();
+    f32 loss = 0.0f;
+    for (u32 column = 0; column < columns; ++column) {
+        const f32* scores = args.scores + static_cast<u64>(first) * columns + column;
+        Softmax all = softmax<1>(scores, candidates, args.gamma, nullptr, columns);
+        const u32 positive = args.positives[group * columns + column];
+        loss += positive < candidates ? logf(all.sum) - (args.gamma * scores[positive * columns] - all.largest)
+                                      : not_a_number();
+    }
+    if (lane_index() == 0) args.out[group] = loss / static_cast<f32>(columns);
 }
 
-/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
+/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / (groups columns)`, each group and column by
+/// itself.
 KERNEL(ranking_grad, Ranking, FEW, 4) {
-    const u32 group = block_x() * (FEW / 32) + warp_index(), groups = args.step->groups;
+    const u32 group = block_x() * (FEW / 32) + warp_index(), groups = args.step->groups, columns = args.columns;
     if (group >= groups) return;
     const u32 first = args.groups[group], candidates = args.groups[group + 1] - first;
-    Softmax all = softmax<1>(args.scores + first, candidates, args.gamma, nullptr);
-    const u32 positive = args.positives[group];
-    const f32 share =
-        positive < candidates ? args.gamma * *args.d_loss / static_cast<f32>(groups) : not_a_number();
-    for (u32 i = lane_index(); i < candidates; i += 32) {
-        f32 probability = expf(args.gamma * args.scores[first + i] - all.largest) / all.sum;
-        args.out[first + i] = share * (probability - (i == positive ? 1.0f : 0.0f));
+    for (u32 column = 0; column < columns; ++column) {
+        const u64 start = static_cast<u64>(first) * columns + column;
+        const f32* scores = args.scores + start;
+        f32* d_scores = args.out + start;
+        Softmax all = softmax<1>(scores, candidates, args.gamma, nullptr, columns);
+        const u32 positive = args.positives[group * columns + column];
+        const f32 share = positive < candidates
+                              ? args.gamma * *args.d_loss / (static_cast<f32>(groups) * static_cast<f32>(columns))
+                              : not_a_number();
+        for (u32 i = lane_index(); i < candidates; i += 32) {
+            f32 probability = expf(args.gamma * scores[i * columns] - all.largest) / all.sum;
+            d_scores[i * columns] = share * (probability - (i == positive ? 1.0f : 0.0f));
+        }
     }
 }

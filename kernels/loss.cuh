@@ -24,16 +24,17 @@ DEVICE Softmax join(Softmax left, Softmax right) {
     return {largest, left.sum * expf(left.largest - base) + right.sum * expf(right.largest - base)};
 }
 
-/// The softmax of `count` logits times `gamma`, which `warps` warps look through once, in steps of eight for loads
-/// to overlap; the same in all of their threads. Across warps it goes by `of_warps` `[warps]`.
+/// The softmax of `count` logits times `gamma`, each `stride` after the last, which `warps` warps look through once, in
+/// steps of eight for loads to overlap; the same in all of their threads. Across warps it goes by `of_warps` `[warps]`.
 template <u32 warps>
-DEVICE Softmax softmax(const f32* logits, u32 count, f32 gamma, Softmax* of_warps) {
+DEVICE Softmax softmax(const f32* logits, u32 count, f32 gamma, Softmax* of_warps, u32 stride = 1) {
     constexpr u32 threads = 32 * warps, batch = 8;
     Softmax own = {minus_infinity(), 0.0f};
     for (u32 first = thread_index() % threads; first < count; first += batch * threads) {
         f32 values[batch];
         UNROLL for (u32 i = 0; i < batch; ++i)
-            values[i] = first + i * threads < count ? gamma * logits[first + i * threads] : minus_infinity();
+            values[i] =
+                first + i * threads < count ? gamma * logits[(first + i * threads) * stride] : minus_infinity();
         f32 largest = own.largest;
         UNROLL for (u32 i = 0; i < batch; ++i) largest = fmaxf(largest, values[i]);
         f32 base = base_of(largest), sum = own.sum * expf(own.largest - base);

@@ -21,7 +21,7 @@ use mtdnn_raw::data::Batch;
 use mtdnn_raw::nn::{BertConfig, HiddenAct, extents};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Mode, Precision, Program, Rows, Space, Span, Tape};
-use steps::{Fixture, PretrainingFixture};
+use steps::{Fixture, PretrainingFixture, TASKS};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 const SPACES: [Space; 4] = [Space::Parameters, Space::Gradients, Space::FirstMoment, Space::SecondMoment];
@@ -121,7 +121,7 @@ fn every_operation_agrees_with_the_cpu() {
         (Precision::Bf16, 2, HiddenAct::Gelu),
         (Precision::Bf16, 1, HiddenAct::Relu),
     ] {
-        for task in 0..3 {
+        for task in 0..TASKS {
             Fixture::new(act, heads, task, 128).assert_operations_agree(&mut gpu.backend(precision));
         }
     }
@@ -131,7 +131,7 @@ fn every_operation_agrees_with_the_cpu() {
 fn whole_steps_agree_with_the_cpu() {
     let Some(gpu) = Gpu::take() else { return };
     for precision in PRECISIONS {
-        for task in 0..3 {
+        for task in 0..TASKS {
             let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
             fixture.assert_steps_agree(&mut gpu.backend(precision), &[&fixture.batch; 3]);
         }
@@ -152,7 +152,7 @@ fn pretraining_agrees_with_the_cpu() {
 fn one_program_takes_batches_of_any_size() {
     let Some(gpu) = Gpu::take() else { return };
     // In f32: the loss of a single example in bf16 is too rough to tell a wrong size by.
-    for task in 0..3 {
+    for task in 0..TASKS {
         let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
         let parts = parts(&fixture);
         fixture.assert_steps_agree(&mut gpu.backend(Precision::F32), &parts.iter().collect::<Vec<_>>());
@@ -163,7 +163,7 @@ fn one_program_takes_batches_of_any_size() {
 fn the_same_run_gives_the_same_bits_with_graphs_and_without() {
     let Some(gpu) = Gpu::take() else { return };
     for precision in PRECISIONS {
-        for task in 0..3 {
+        for task in 0..TASKS {
             let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 128);
             let parts = parts(&fixture);
             let run = |mut backend: CudaBackend| {

@@ -11,6 +11,7 @@ use cases::{Case, cases};
 use common::{Numbers, forward};
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
+use mtdnn_raw::data::batch::Marked;
 use mtdnn_raw::data::san::{SanAttention, SanMemory};
 use mtdnn_raw::data::{Batch, MetricKind, Packing, SanSpec, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, extents};
@@ -165,6 +166,14 @@ fn three_sequences() -> Batch {
         groups: vec![0, 2, 3],
         labels: vec![1, 0],
         targets: vec![2.5, -1.0],
+        // Four tokens with a class each; of those of the first example the second begins a span and the third ends it.
+        marked: Marked {
+            rows: vec![4, 1, 5, 12],
+            places: vec![4, 1, 1 << 16, 2 << 16 | 6],
+            classes: vec![2, 0, 1, 0],
+            groups: vec![0, 3, 4],
+            spans: vec![1, 2, 0, 0],
+        },
     }
 }
 
@@ -198,6 +207,8 @@ fn a_model_with_each_head_has_the_right_gradients() {
         task("classes", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy),
         task("score", TaskKind::Regression, &[], MetricKind::Pearson),
         task("rank", TaskKind::Ranking, &[], MetricKind::Mrr),
+        task("words", TaskKind::Labelling, &["a", "b", "c"], MetricKind::TokenAccuracy),
+        task("spans", TaskKind::Span, &[], MetricKind::SpanF1),
     ];
     let batch = three_sequences();
     for act in [HiddenAct::Gelu, HiddenAct::GeluNew] {
@@ -206,7 +217,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
         for (number, task) in tasks.iter().enumerate() {
             // The first two heads answer each sequence by itself.
             let batch = match task.kind {
-                TaskKind::Ranking => batch.clone(),
+                TaskKind::Ranking | TaskKind::Labelling | TaskKind::Span => batch.clone(),
                 _ => Batch {
                     groups: vec![0, 1, 2, 3],
                     labels: vec![1, 0, 2],
@@ -221,7 +232,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
 
 /// Runs one task's step of a model on a batch and compares the loss and its gradients with f64.
 fn check_model(model: &Model, task: usize, parameters: &[f32], batch: &Batch) {
-    let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 0 };
+    let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 5 };
     let recorded = model.training(task, capacity, 1.0, false);
     let answers = recorded.answers().expect("a training program has answers");
     let floats = HashMap::from([(answers.targets, batch.targets.clone())]);
@@ -231,6 +242,17 @@ fn check_model(model: &Model, task: usize, parameters: &[f32], batch: &Batch) {
     indices.insert(answers.positives, batch.labels.clone());
     let keys = recorded.sequence_keys().expect("a training program has them");
     indices.insert(keys, batch.sequence_keys.clone());
+    let marks = recorded.marks().expect("a training program has marks");
+    let Marked { rows, places, classes, groups, spans } = &batch.marked;
+    for (var, values) in [
+        (marks.rows, rows),
+        (marks.places, places),
+        (answers.classes, classes),
+        (answers.token_groups, groups),
+        (answers.spans, spans),
+    ] {
+        indices.insert(var, values.clone());
+    }
     let (name, losses) = (&model.tasks()[task].name, &recorded.outputs[..1]);
     check(name, &recorded.program, losses, 1.0, parameters, &floats, &indices, extents(batch));
 }

@@ -96,6 +96,7 @@ impl ReferenceBatch {
                     (sequences.by_ref().take(size).collect(), Label::Positive(positive))
                 }))
             }
+            TaskKind::Labelling | TaskKind::Span => panic!("the reference has no {kind}"),
         }
     }
 

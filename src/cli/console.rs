@@ -93,6 +93,7 @@ impl Console {
     fn data(&mut self, task: &TaskSpec, train: usize, dev: usize, tokens: usize) {
         let kind = match task.kind {
             mtdnn_raw::data::TaskKind::Classification => format!("{} classes", task.labels.len()),
+            mtdnn_raw::data::TaskKind::Labelling => format!("{} labels of words", task.labels.len()),
             kind => kind.to_string(),
         };
         let tokens = format::count(tokens as f64);

@@ -25,6 +25,10 @@ pub(super) enum Wanted {
     TextsOf(String, Texts),
     /// A query and its candidates.
     Candidates,
+    /// The words of a sentence.
+    Words,
+    /// A question and the text that answers it.
+    Question,
 }
 
 impl Input {
@@ -89,6 +93,11 @@ impl Input {
         if text.trim().is_empty() {
             bail!("the line is empty, and every line gets an answer; remove it");
         }
+        match self.wanted {
+            Wanted::Words => return self.parse_words(text),
+            Wanted::Question => return self.parse_question(text),
+            Wanted::Texts | Wanted::TextsOf(..) | Wanted::Candidates => {}
+        }
         let parsed = if self.json { parse_json(text)? } else { self.parse_columns(text)? };
         match (parsed.texts(), &self.wanted) {
             (None, Wanted::Texts | Wanted::TextsOf(..)) => {
@@ -115,11 +124,47 @@ impl Input {
             Text::Single(text) => vec![text],
             Text::Pair(a, b) => vec![a, b],
             Text::Candidates { query, candidates } => [query].into_iter().chain(candidates).collect(),
+            Text::Words { .. } | Text::Question { .. } => Vec::new(),
         };
         if texts.iter().any(|text| text.trim().is_empty()) {
             bail!("one of its texts is empty");
         }
         Ok(parsed)
+    }
+
+    /// Words with blanks between, or `{"tokens": […]}`.
+    fn parse_words(&self, line: &str) -> anyhow::Result<Text> {
+        let words: Vec<String> = if self.json {
+            let value: Value = serde_json::from_str(line).context("not a line of JSON")?;
+            let words = value.get("tokens").and_then(Value::as_array).map(|words| {
+                words.iter().map(|word| word.as_str().map(str::to_string)).collect::<Option<Vec<_>>>()
+            });
+            words.flatten().context("an object with tokens, a list of words, is needed")?
+        } else {
+            line.split_whitespace().map(str::to_string).collect()
+        };
+        if words.is_empty() {
+            bail!("\"tokens\" is empty; a sentence has one word or more");
+        }
+        Ok(Text::Words { words, tags: Vec::new() })
+    }
+
+    /// `question<TAB>context`, or `{"question": …, "context": …}`.
+    fn parse_question(&self, line: &str) -> anyhow::Result<Text> {
+        let (question, context) = if self.json {
+            let value: Value = serde_json::from_str(line).context("not a line of JSON")?;
+            let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_string);
+            text("question").zip(text("context"))
+        } else {
+            line.split_once('\t').map(|(question, context)| (question.to_string(), context.to_string()))
+        }
+        .context(
+            "a question and a text are needed: question<TAB>context, or JSON with question and context",
+        )?;
+        if question.trim().is_empty() || context.trim().is_empty() {
+            bail!("the question or its text is empty");
+        }
+        Ok(Text::Question { question, context, answers: Vec::new() })
     }
 
     fn parse_columns(&self, line: &str) -> anyhow::Result<Text> {
@@ -193,6 +238,26 @@ mod tests {
         let json = b"{\"query\": \"q\", \"candidates\": [\"a\", \"b\"]}\n";
         assert_eq!(read(json, Wanted::Candidates).unwrap(), std::slice::from_ref(&expected));
         assert_eq!(read(b"q\ta\tb\n", Wanted::Candidates).unwrap(), [expected]);
+    }
+
+    #[test]
+    fn words_and_questions() {
+        let words = |words: &[&str]| Text::Words {
+            words: words.iter().map(|word| word.to_string()).collect(),
+            tags: Vec::new(),
+        };
+        assert_eq!(read(b"New  York\tis \n", Wanted::Words).unwrap(), [words(&["New", "York", "is"])]);
+        let json = b"{\"tokens\": [\"New York\", \"is\"]}\n";
+        assert_eq!(read(json, Wanted::Words).unwrap(), [words(&["New York", "is"])]);
+        let question = Text::Question { question: "q?".into(), context: "a\tb".into(), answers: Vec::new() };
+        assert_eq!(read(b"q?\ta\tb\n", Wanted::Question).unwrap(), std::slice::from_ref(&question));
+        let json = b"{\"question\": \"q?\", \"context\": \"a\\tb\", \"id\": 3}\n";
+        assert_eq!(read(json, Wanted::Question).unwrap(), [question]);
+        assert!(error(b"{\"tokens\": [1]}\n", Wanted::Words).starts_with("1: an object with tokens"));
+        assert!(error(b"{\"tokens\": []}\n", Wanted::Words).starts_with("1: \"tokens\" is empty"));
+        assert!(error(b"no tab\n", Wanted::Question).starts_with("1: a question and a text are needed"));
+        assert!(error(b"{\"question\": \"q\"}\n", Wanted::Question).starts_with("1: a question and a text"));
+        assert!(error(b"q\t \n", Wanted::Question).starts_with("1: the question or its text is empty"));
     }
 
     #[test]

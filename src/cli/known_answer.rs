@@ -62,7 +62,7 @@ fn step(backend: &mut dyn Backend) -> anyhow::Result<(f64, f64)> {
         second: vec![5, 8, 4],
         groups: vec![0, 1, 2, 3],
         labels: vec![Label::Class(2), Label::Class(0), Label::Class(1)],
-        truncated: 0,
+        ..Dataset::new()
     };
     let mut batch = Batch::new(backend.line());
     batch.fill(&dataset, &[0, 1, 2]);

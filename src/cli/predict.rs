@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, Texts, cache};
-use mtdnn_raw::train::evaluate::{Predictor, evaluation_capacity};
+use mtdnn_raw::data::batch::NO_LABEL;
+use mtdnn_raw::data::{Dataset, Example, TaskKind, TaskSpec, Text, Texts, Tokenizer, cache};
+use mtdnn_raw::train::entities::entities;
+use mtdnn_raw::train::evaluate::{Predictor, argmax, evaluation_capacity};
+use mtdnn_raw::train::spans::{self, Chosen};
 use serde_json::{Map, Value, json};
 
 use super::device::DeviceArgs;
@@ -22,9 +25,11 @@ Examples:
 
 A line of input is what the task was trained on: a text, two with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
 For ranking: query<TAB>candidate<TAB>candidate…, or {\"query\": …, \"candidates\": […]}.
+For labelling: words with blanks between, or {\"tokens\": […]}. For span: question<TAB>text, or {\"question\": …, \"context\": …}.
 Lines are JSON if the file is called .jsonl or .ndjson, or if the whole first line is a JSON object; else plain text.
 A line of output has columns with tabs between: \"label probability\", the most probable first; a score; or for ranking
-\"candidate probability\", the best first. With several tasks, each task's columns follow its name.";
+\"candidate probability\", the best first; for labelling the label of each word, blanks between; for span the answer, the
+character at which it starts, and its score, or nothing in the first two where there is no answer. With several tasks, each task's columns follow its name.";
 
 /// Answer lines of text with one or several tasks of a trained model.
 #[derive(Args)]
@@ -56,7 +61,7 @@ const CHUNK: usize = 8192;
 pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
     let tasks = loaded.find("--task", &args.task)?;
-    let specs: Vec<&TaskSpec> = tasks.iter().map(|&task| &loaded.model.tasks()[task]).collect();
+    let specs: Vec<TaskSpec> = tasks.iter().map(|&task| loaded.model.tasks()[task].clone()).collect();
     let mut input = Input::open(args.file.as_ref(), wanted(&specs)?)?;
     let mut out = BufWriter::new(stdout().lock());
     let mut truncated = 0;
@@ -67,15 +72,19 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
             break;
         }
         lines += examples.len();
-        let dataset = cache::tokenize(&examples, &loaded.tokenizer, loaded.max_length);
+        let dataset = tokenize(&specs, &examples, &loaded.tokenizer, loaded.max_length)?;
         truncated += dataset.truncated;
         let logits = answers(&mut loaded, &tasks, &dataset)?;
         for (index, example) in examples.iter().enumerate() {
             let sequences = dataset.sequences_of(index);
-            let answers = tasks.iter().zip(&logits).map(|(&task, logits)| {
-                let spec = &loaded.model.tasks()[task];
+            let answers = specs.iter().zip(&logits).map(|(spec, logits)| {
                 let width = spec.outputs();
-                (spec, Answer::new(spec, example, &logits[sequences.start * width..sequences.end * width]))
+                let answer = match spec.kind {
+                    TaskKind::Labelling => Answer::labels(spec, &dataset, index, logits),
+                    TaskKind::Span => Answer::span(spec, &dataset, index, logits),
+                    _ => Answer::new(spec, example, &logits[sequences.start * width..sequences.end * width]),
+                };
+                (spec, answer)
             });
             match args.json {
                 true => {
@@ -96,22 +105,43 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
         bail!("there is nothing to answer: the input is empty");
     }
     if truncated > 0 {
-        eprintln!(
-            "warning: {truncated} sequences were cut to {} tokens, the model's length",
-            loaded.max_length
-        );
+        match specs[0].span {
+            Some(span) => eprintln!(
+                "warning: the questions of {truncated} sequences were cut to {} tokens",
+                span.max_query_length
+            ),
+            None => eprintln!(
+                "warning: {truncated} sequences were cut to {} tokens, the model's length",
+                loaded.max_length
+            ),
+        }
     }
     Ok(Exit::Done)
 }
 
 /// What a line has to hold so that each of the tasks can answer it.
-fn wanted(tasks: &[&TaskSpec]) -> Result<Wanted, Usage> {
-    match tasks.iter().filter(|task| task.kind == TaskKind::Ranking).count() {
-        0 => {}
-        count if count == tasks.len() => return Ok(Wanted::Candidates),
-        _ => {
-            let usage = "--task: ranking tasks read candidates, the others a text or two; predict them one after another";
-            return Err(Usage(usage.into()));
+fn wanted(tasks: &[TaskSpec]) -> Result<Wanted, Usage> {
+    for (kind, wanted, reads) in [
+        (TaskKind::Ranking, Wanted::Candidates, "candidates"),
+        (TaskKind::Labelling, Wanted::Words, "words"),
+        (TaskKind::Span, Wanted::Question, "a question and a text"),
+    ] {
+        match tasks.iter().filter(|task| task.kind == kind).count() {
+            0 => {}
+            count if count == tasks.len() => {
+                if let Some(other) = tasks.iter().find(|task| task.span != tasks[0].span) {
+                    return Err(Usage(format!(
+                        "--task: {} and {} cut texts in different ways; predict them one after another",
+                        tasks[0].name, other.name
+                    )));
+                }
+                return Ok(wanted);
+            }
+            _ => {
+                return Err(Usage(format!(
+                    "--task: {kind} tasks read {reads}, the others something else; predict them one after another"
+                )));
+            }
         }
     }
     let of = |texts| tasks.iter().find(|task| task.texts == Some(texts)).map(|task| &task.name);
@@ -125,7 +155,19 @@ fn wanted(tasks: &[&TaskSpec]) -> Result<Wanted, Usage> {
     }
 }
 
-/// Each task's logits of a set, `[sequences, outputs]`.
+/// Token ids of lines, cut as the tasks want it.
+fn tokenize(
+    tasks: &[TaskSpec],
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> anyhow::Result<Dataset> {
+    let Some(options) = tasks[0].span else { return Ok(cache::tokenize(examples, tokenizer, max_length)) };
+    let cut = cache::spans(examples, tokenizer, max_length, options, false);
+    cut.map_err(|reason| anyhow::anyhow!("task {}: {reason}", tasks[0].name))
+}
+
+/// Each task's logits of a set, `[sequences, outputs]` or `[marks, outputs]`.
 fn answers(loaded: &mut Loaded, tasks: &[usize], dataset: &Dataset) -> anyhow::Result<Vec<Vec<f32>>> {
     let recorded = loaded.model.inference(tasks, evaluation_capacity([dataset], loaded.backend.line()));
     loaded.reserve(&recorded)?;
@@ -143,9 +185,48 @@ enum Answer {
         probabilities: Vec<f64>,
         ranking: bool,
     },
+    /// The label of each word, none for one that was cut off; and the entities among them.
+    Labels {
+        labels: Vec<Option<String>>,
+        entities: Vec<(usize, usize, String)>,
+    },
+    /// A part of a text and the character at which it starts, or none.
+    Span {
+        answer: Option<(String, usize)>,
+        score: f32,
+        no_answer_score: Option<f32>,
+    },
 }
 
 impl Answer {
+    /// From the logits of all marks.
+    fn labels(spec: &TaskSpec, dataset: &Dataset, example: usize, logits: &[f32]) -> Self {
+        let width = spec.outputs();
+        let classes: Vec<u32> = dataset
+            .sequences_of(example)
+            .flat_map(|sequence| dataset.marks.of(sequence))
+            .map(|mark| match dataset.marks.is_read(mark) {
+                true => argmax(&logits[mark * width..][..width]),
+                false => NO_LABEL,
+            })
+            .collect();
+        let entities = entities(&spec.labels, &classes).into_iter();
+        Answer::Labels {
+            labels: classes.iter().map(|&class| spec.labels.get(class as usize).cloned()).collect(),
+            entities: entities.map(|entity| (entity.start, entity.end, entity.kind.to_string())).collect(),
+        }
+    }
+
+    /// From the logits of all marks.
+    fn span(spec: &TaskSpec, dataset: &Dataset, example: usize, logits: &[f32]) -> Self {
+        let Chosen { bytes, score, no_answer_score } =
+            spans::choose(dataset, example, logits, &spec.span.unwrap_or_default());
+        let context = &dataset.passages[example].context;
+        let answer =
+            bytes.map(|[start, end]| (context[start..end].to_string(), context[..start].chars().count()));
+        Answer::Span { answer, score, no_answer_score }
+    }
+
     /// From the logits of the example's sequences.
     fn new(spec: &TaskSpec, example: &Example, logits: &[f32]) -> Self {
         let names = match (spec.kind, &example.text) {
@@ -167,6 +248,16 @@ impl Answer {
             Answer::Choice { names, order, probabilities, .. } => {
                 order.iter().map(|&index| format!("{} {:.4}", names[index], probabilities[index])).collect()
             }
+            Answer::Labels { labels, .. } => {
+                let shown = labels.iter().map(|label| label.as_deref().unwrap_or("-"));
+                vec![shown.collect::<Vec<_>>().join(" ")]
+            }
+            Answer::Span { answer, score, .. } => {
+                let (text, start) = answer.clone().map_or_else(Default::default, |(text, start)| {
+                    (text.split_whitespace().collect::<Vec<_>>().join(" "), start.to_string())
+                });
+                vec![text, start, format!("{score:.4}")]
+            }
         }
     }
 
@@ -182,6 +273,20 @@ impl Answer {
             Answer::Choice { names, order, probabilities, ranking: false } => {
                 let named = names.iter().cloned().zip(probabilities.iter().map(|&p| Value::from(p)));
                 json!({ "label": names[order[0]], "probabilities": named.collect::<Map<_, _>>() })
+            }
+            Answer::Labels { labels, entities } => {
+                let entities = entities
+                    .iter()
+                    .map(|(start, end, kind)| json!({"start": start, "end": end, "type": kind}));
+                json!({ "tags": labels, "entities": entities.collect::<Vec<_>>() })
+            }
+            Answer::Span { answer, score, no_answer_score } => {
+                let (text, start) = answer.as_ref().map(|(text, start)| (text, start)).unzip();
+                let mut object = json!({ "answer": text, "start": start, "score": score });
+                if let Some(score) = no_answer_score {
+                    object["no_answer_score"] = json!(score);
+                }
+                object
             }
         }
     }

@@ -38,6 +38,23 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// The score; else NaN. [examples]
     pub targets: Vec<f32>,
+    /// The tokens that a head reads, where it reads tokens.
+    pub marked: Marked,
+}
+
+/// Marked tokens of a batch, sequence by sequence in the order of its examples; words that were cut off are not there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Marked {
+    /// Their rows. [predictions]
+    pub rows: Vec<u32>,
+    /// `sequence << 16 | position`. [predictions]
+    pub places: Vec<u32>,
+    /// The class of each word; [`NO_LABEL`] where it is not known or tokens have none. [predictions]
+    pub classes: Vec<u32>,
+    /// Where each example's tokens start, and the end of the last. [examples + 1]
+    pub groups: Vec<u32>,
+    /// The numbers of a span's first and last token among its example's; else [`NO_LABEL`]. [examples, 2]
+    pub spans: Vec<u32>,
 }
 
 impl Batch {
@@ -62,6 +79,13 @@ impl Batch {
             groups: Vec::with_capacity(capacity.groups + 1),
             labels: Vec::with_capacity(capacity.groups),
             targets: Vec::with_capacity(capacity.groups),
+            marked: Marked {
+                rows: Vec::with_capacity(capacity.predictions),
+                places: Vec::with_capacity(capacity.predictions),
+                classes: Vec::with_capacity(capacity.predictions),
+                groups: Vec::with_capacity(capacity.groups + 1),
+                spans: Vec::with_capacity(2 * capacity.groups),
+            },
         }
     }
 
@@ -111,14 +135,38 @@ impl Batch {
                 Label::Class(class) => (class, f32::NAN),
                 Label::Score(score) => (NO_LABEL, score),
                 Label::Positive(index) => (index, f32::NAN),
-                Label::None => (NO_LABEL, f32::NAN),
+                Label::None | Label::Tags | Label::Answers | Label::Span { .. } => (NO_LABEL, f32::NAN),
             };
             self.labels.push(label);
             self.targets.push(target);
         }
+        self.mark(dataset, examples);
         self.order.extend(0..self.ids.len() as u32);
         let ids = &self.ids;
         self.order.sort_unstable_by_key(|&row| (ids[row as usize], row));
+    }
+
+    /// Writes what is marked in `examples`, whose sequences have their rows.
+    fn mark(&mut self, dataset: &Dataset, examples: &[u32]) {
+        let Marked { rows, places, classes, groups, spans } = &mut self.marked;
+        groups.push(0);
+        for (number, &example) in examples.iter().enumerate() {
+            let example = example as usize;
+            let first = self.groups[number];
+            for (sequence, of_set) in (first..).zip(dataset.sequences_of(example)) {
+                let marks = &dataset.marks;
+                for mark in marks.of(of_set).filter(|&mark| marks.is_read(mark)) {
+                    rows.push(self.starts[sequence as usize] + marks.positions[mark]);
+                    places.push(sequence << 16 | marks.positions[mark]);
+                    classes.push(marks.classes.get(mark).copied().unwrap_or(NO_LABEL));
+                }
+            }
+            groups.push(rows.len() as u32);
+            spans.extend(match dataset.labels[example] {
+                Label::Span { first, last } => [first, last],
+                _ => [NO_LABEL; 2],
+            });
+        }
     }
 
     fn clear(&mut self) {
@@ -133,6 +181,8 @@ impl Batch {
         self.groups.clear();
         self.labels.clear();
         self.targets.clear();
+        let Marked { rows, places, classes, groups, spans } = &mut self.marked;
+        [rows, places, classes, groups, spans].into_iter().for_each(Vec::clear);
     }
 
     /// Writes a sequence to its rows.
@@ -161,6 +211,8 @@ pub struct Capacity {
     pub sequences: usize,
     /// Examples.
     pub groups: usize,
+    /// Marked tokens.
+    pub predictions: usize,
 }
 
 impl Capacity {
@@ -177,6 +229,7 @@ impl Capacity {
             tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()),
             sequences,
             groups: size.min(dataset.len()),
+            predictions: sum_of_largest((0..dataset.len()).map(|e| dataset.marked_of(e)).collect()),
         }
     }
 
@@ -186,6 +239,7 @@ impl Capacity {
             tokens: self.tokens.max(other.tokens),
             sequences: self.sequences.max(other.sequences),
             groups: self.groups.max(other.groups),
+            predictions: self.predictions.max(other.predictions),
         }
     }
 }
@@ -258,7 +312,7 @@ mod tests {
     fn capacity_is_the_largest_that_any_examples_need() {
         let dataset = dataset();
         let capacity = Capacity::of(&dataset, 2, 1);
-        assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2 });
+        assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2, predictions: 0 });
         let mut batch = Batch::with_capacity(capacity, 1);
         let before = batch.ids.as_ptr();
         for pair in [[0, 1], [1, 2], [2, 0]] {

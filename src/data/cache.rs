@@ -11,15 +11,18 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::batch::NO_LABEL;
 use super::dataset::{Dataset, Example, Label, Text};
 use super::error::DataError;
+use super::marks::Marks;
 use super::reader::{self, Skipped};
-use super::task::{SourceFile, TaskKind, TaskSpec};
+use super::task::{SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
 use super::tokenizer::Tokenizer;
+use super::windows::Windows;
 
 const MAGIC: &[u8; 8] = b"mtdnntok";
 /// Raised whenever the layout below or the way from text to ids changes.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Examples that one thread tokenises at a time.
 const CHUNK: usize = 256;
 /// The longest message of a skipped row that is believed.
@@ -64,7 +67,15 @@ pub fn prepare(
         target = Some((path, key));
     }
     let (examples, skipped) = reader::read(file, spec)?;
-    let dataset = tokenize(&examples, tokenizer, max_length);
+    let dataset = match spec.span {
+        Some(options) => spans(&examples, tokenizer, max_length, options, file.split == Split::Train),
+        None => Ok(tokenize(&examples, tokenizer, max_length)),
+    };
+    let dataset = dataset.map_err(|reason| DataError::Task { task: spec.name.clone(), reason })?;
+    if dataset.is_empty() {
+        let skipped = format!("none of {} windows holds the answer to its question", dataset.dropped);
+        return Err(DataError::Empty { path: file.path.clone(), skipped: Some(skipped) });
+    }
     if let Some((path, key)) = target
         && let Err(error) = store(&path, &key, &dataset, &skipped)
     {
@@ -78,12 +89,33 @@ pub fn prepare(
 /// # Panics
 /// If `max_length` is below 4 or above [`MAX_SEQUENCE`](super::batch::MAX_SEQUENCE).
 pub fn tokenize(examples: &[Example], tokenizer: &Tokenizer, max_length: usize) -> Dataset {
+    in_parts(examples, |part, example| push(part, example, tokenizer, max_length))
+}
+
+/// As [`tokenize`], for questions: texts longer than fit are read in windows. With `training` each window is an example
+/// of its own, and those without the answer are left out unless there may be none; else a question's windows are one.
+///
+/// # Errors
+/// If no text fits beside a question.
+pub fn spans(
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    options: SpanOptions,
+    training: bool,
+) -> Result<Dataset, String> {
+    let windows = Windows { tokenizer, max_length, options, training };
+    windows.check()?;
+    Ok(in_parts(examples, |part, example| windows.push(part, example)))
+}
+
+fn in_parts(examples: &[Example], push: impl Fn(&mut Dataset, &Example) + Sync) -> Dataset {
     let parts: Vec<Dataset> = examples
         .par_chunks(CHUNK)
         .map(|chunk| {
             let mut part = Dataset::new();
             for example in chunk {
-                push(&mut part, example, tokenizer, max_length);
+                push(&mut part, example);
             }
             part
         })
@@ -109,6 +141,13 @@ fn push(dataset: &mut Dataset, example: &Example, tokenizer: &Tokenizer, max_len
             let query = tokenizer.tokens(query);
             candidates.iter().for_each(|candidate| add(&query, Some(&tokenizer.tokens(candidate))));
         }
+        Text::Words { words, tags } => {
+            let (ids, mut firsts) = tokenizer.words(words);
+            add(&ids, None);
+            firsts.iter_mut().for_each(|first| *first += 1); // [CLS]
+            dataset.marks.push_words(&firsts, max_length as u32 - 1, tags);
+        }
+        Text::Question { .. } => panic!("a question is cut in windows"),
     }
     dataset.finish_example(example.label);
 }
@@ -123,10 +162,11 @@ fn key(
     let mut hasher = Sha256::new();
     let SourceFile { split, name: _, path, format, columns, quirks } = file;
     let rules = format!(
-        "{VERSION} {} {max_length} CLS-A-SEP-B-SEP {} {:?} {split} {format:?} {columns:?} {quirks:?} {}",
+        "{VERSION} {} {max_length} CLS-A-SEP-B-SEP {} {:?} {:?} {split} {format:?} {columns:?} {quirks:?} {}",
         tokenizer.hash(),
         spec.kind,
         spec.labels,
+        spec.span,
         if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" },
     );
     hasher.update((rules.len() as u64).to_le_bytes());
@@ -155,6 +195,13 @@ struct Head {
     sequences: u64,
     examples: u64,
     truncated: u64,
+    dropped: u64,
+    /// Sequences that have marks: all or none.
+    marked: u64,
+    marks: u64,
+    classes: u64,
+    places: u64,
+    passages: u64,
     skipped: u64,
     message: u64,
 }
@@ -170,6 +217,11 @@ impl Head {
             self.sequences.checked_mul(4)?,
             groups,
             self.examples.checked_mul(8)?,
+            self.marked.checked_add(u64::from(self.marked > 0))?.checked_mul(4)?,
+            self.marks.checked_mul(4)?,
+            self.classes.checked_mul(4)?,
+            self.places.checked_mul(8)?,
+            self.passages,
             self.message,
             32,
         ];
@@ -179,6 +231,10 @@ impl Head {
 
 fn store(path: &Path, key: &[u8; 32], dataset: &Dataset, skipped: &Skipped) -> io::Result<()> {
     let message = skipped.first.as_deref().unwrap_or_default();
+    let passages = match dataset.passages.is_empty() {
+        true => Vec::new(),
+        false => serde_json::to_vec(&dataset.passages)?,
+    };
     let head = Head {
         magic: *MAGIC,
         version: VERSION,
@@ -187,10 +243,16 @@ fn store(path: &Path, key: &[u8; 32], dataset: &Dataset, skipped: &Skipped) -> i
         sequences: dataset.second.len() as u64,
         examples: dataset.labels.len() as u64,
         truncated: dataset.truncated,
+        dropped: dataset.dropped,
+        marked: dataset.marks.offsets.len().saturating_sub(1) as u64,
+        marks: dataset.marks.len() as u64,
+        classes: dataset.marks.classes.len() as u64,
+        places: dataset.marks.places.len() as u64,
+        passages: passages.len() as u64,
         skipped: skipped.count,
         message: message.len() as u64,
     };
-    let labels: Vec<[u32; 2]> = dataset.labels.iter().map(|&label| to_bits(label)).collect();
+    let labels: Vec<[u32; 2]> = dataset.labels.iter().map(|&label| label.to_bits()).collect();
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
@@ -205,6 +267,11 @@ fn store(path: &Path, key: &[u8; 32], dataset: &Dataset, skipped: &Skipped) -> i
             bytemuck::cast_slice(&dataset.second),
             bytemuck::cast_slice(&dataset.groups),
             bytemuck::cast_slice(&labels),
+            bytemuck::cast_slice(&dataset.marks.offsets),
+            bytemuck::cast_slice(&dataset.marks.positions),
+            bytemuck::cast_slice(&dataset.marks.classes),
+            bytemuck::cast_slice(&dataset.marks.places),
+            &passages,
             message.as_bytes(),
         ],
     );
@@ -252,43 +319,38 @@ fn load(path: &Path, key: &[u8; 32]) -> io::Result<(Dataset, Skipped)> {
     let mut second = vec![0_u32; head.sequences as usize];
     let mut groups = vec![0_u32; head.examples as usize + 1];
     let mut labels = vec![[0_u32; 2]; head.examples as usize];
+    let mut marks = Marks {
+        offsets: vec![0; head.marked as usize + usize::from(head.marked > 0)],
+        positions: vec![0; head.marks as usize],
+        classes: vec![0; head.classes as usize],
+        places: vec![[0; 2]; head.places as usize],
+    };
+    let mut passages = vec![0_u8; head.passages as usize];
     let mut message = vec![0_u8; head.message as usize];
     read(bytemuck::cast_slice_mut(&mut ids))?;
     read(bytemuck::cast_slice_mut(&mut offsets))?;
     read(bytemuck::cast_slice_mut(&mut second))?;
     read(bytemuck::cast_slice_mut(&mut groups))?;
     read(bytemuck::cast_slice_mut(&mut labels))?;
+    for part in [&mut marks.offsets, &mut marks.positions, &mut marks.classes] {
+        read(bytemuck::cast_slice_mut(part))?;
+    }
+    read(bytemuck::cast_slice_mut(&mut marks.places))?;
+    read(&mut passages)?;
     read(&mut message)?;
     let mut checksum = [0; 32];
     input.read_exact(&mut checksum)?;
     if checksum[..] != hasher.finalize()[..] {
         return Err(wrong("its checksum does not match"));
     }
-    let labels = labels.into_iter().map(from_bits).collect::<Option<_>>();
+    let labels = labels.into_iter().map(Label::from_bits).collect::<Option<_>>();
     let labels = labels.ok_or_else(|| wrong("a label is of no known sort"))?;
     let message = String::from_utf8(message).map_err(|_| wrong("its message is not UTF-8"))?;
     let first = (!message.is_empty()).then_some(message);
-    let dataset = Dataset { ids, offsets, second, groups, labels, truncated: head.truncated };
+    let passages = if passages.is_empty() { Vec::new() } else { serde_json::from_slice(&passages)? };
+    let (truncated, dropped) = (head.truncated, head.dropped);
+    let dataset = Dataset { ids, offsets, second, groups, labels, truncated, dropped, marks, passages };
     Ok((dataset, Skipped { count: head.skipped, first }))
-}
-
-fn to_bits(label: Label) -> [u32; 2] {
-    match label {
-        Label::None => [0, 0],
-        Label::Class(class) => [1, class],
-        Label::Score(score) => [2, score.to_bits()],
-        Label::Positive(index) => [3, index],
-    }
-}
-
-fn from_bits(bits: [u32; 2]) -> Option<Label> {
-    match bits {
-        [0, 0] => Some(Label::None),
-        [1, class] => Some(Label::Class(class)),
-        [2, score] => Some(Label::Score(f32::from_bits(score))),
-        [3, index] => Some(Label::Positive(index)),
-        _ => None,
-    }
 }
 
 /// Whether loaded arrays fit together, so that no later index can be out of range.
@@ -314,10 +376,47 @@ fn check(dataset: &Dataset, spec: &TaskSpec, vocab_size: usize, max_length: usiz
         (Label::Class(class), TaskKind::Classification) => (class as usize) < spec.labels.len(),
         (Label::Score(score), TaskKind::Regression) => score.is_finite(),
         (Label::Positive(index), TaskKind::Ranking) => (index as usize) < dataset.sequences_of(example).len(),
+        (Label::Tags, TaskKind::Labelling) | (Label::Answers, TaskKind::Span) => true,
+        (Label::Span { first, last }, TaskKind::Span) => {
+            first <= last && (last as usize) < dataset.marked_of(example)
+        }
         _ => false,
     };
     if !labels.iter().enumerate().all(fits) {
         return Err("a label is none of the task's".to_string());
+    }
+    check_marks(dataset, spec)
+}
+
+/// Whether marks and passages fit the sequences and what the task reads of them.
+fn check_marks(dataset: &Dataset, spec: &TaskSpec) -> Result<(), String> {
+    let Dataset { marks, passages, labels, .. } = dataset;
+    let answered = spec.kind == TaskKind::Span && !matches!(labels[0], Label::Span { .. });
+    let counts = match spec.kind {
+        TaskKind::Labelling => (dataset.sequences(), marks.len(), 0, 0),
+        TaskKind::Span if answered => (dataset.sequences(), 0, marks.len(), labels.len()),
+        TaskKind::Span => (dataset.sequences(), 0, 0, 0),
+        _ => (0, 0, 0, 0),
+    };
+    let found = marks.offsets.len().saturating_sub(1);
+    if (found, marks.classes.len(), marks.places.len(), passages.len()) != counts {
+        return Err("its marks are not those of the kind of task".to_string());
+    }
+    let ascend = marks.offsets.windows(2).all(|pair| pair[0] < pair[1]);
+    let ends = (marks.offsets.first().copied(), marks.offsets.last().copied());
+    let covers = if found == 0 { marks.is_empty() } else { ends == (Some(0), Some(marks.len() as u32)) };
+    if !ascend || !covers {
+        return Err("its marks do not cover its sequences".to_string());
+    }
+    let inside = |sequence: usize| {
+        let length = dataset.sequence(sequence).len();
+        let read = marks.of(sequence).filter(|&mark| marks.is_read(mark));
+        let positions: Vec<usize> = read.map(|mark| marks.positions[mark] as usize).collect();
+        positions.is_sorted_by(|a, b| a < b) && positions.last().is_some_and(|&last| last < length)
+    };
+    let known = |&class: &u32| class == NO_LABEL || (class as usize) < spec.labels.len();
+    if !(0..found).all(inside) || !marks.classes.iter().all(known) {
+        return Err("a mark is outside of its sequence, or its class none of the task's".to_string());
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use super::error::DataError;
 use super::glue;
 use super::san::SanSpec;
 use super::task::{
-    Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, Split, TaskKind, TaskSpec,
+    Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, SpanOptions, Split, TaskKind,
+    TaskSpec,
 };
 
 /// One `[[task]]` of a run file. What is left out is known for a known task, and a default for one's own.
@@ -23,7 +24,8 @@ pub struct TaskEntry {
     /// The folder of a known task, or the one that holds GLUE; or one with `train`, `dev` and `test` files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// The file to train on: `.tsv` (or `.txt`), `.csv` or `.jsonl`.
+    /// The file to train on: `.tsv` (or `.txt`), `.csv` or `.jsonl`; for labelling `.conll` (or `.txt`), too, and for span
+    /// `.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
     /// The file to measure on.
@@ -56,6 +58,27 @@ pub struct TaskEntry {
     /// Ranking, one candidate a row: the column that a query's rows have in common.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<Column>,
+    /// Labelling: the list of words, `tokens` in JSONL if not said; in CoNLL's columns the word, the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Column>,
+    /// Labelling: the list of the words' labels, `tags` in JSONL if not said; in CoNLL's columns the label, the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Column>,
+    /// Span: tokens of a question; what is longer is cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_query_length: Option<usize>,
+    /// Span: tokens between the beginnings of two windows of a long text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
+    /// Span: tokens of an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_answer_length: Option<usize>,
+    /// Span: whether a question may have no answer; if not said, whether one of the train file has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_answer: Option<bool>,
+    /// Span: by how much the score of no answer must exceed the best answer's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub null_threshold: Option<f32>,
     /// The classes in order; if not said, those of the train file, sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
@@ -127,6 +150,7 @@ impl TaskEntry {
         {
             return Err(self.wrong(format!("{key} is for ranking, this is {}", spec.kind)));
         }
+        self.no_span_options(spec.kind)?;
         spec.gamma = self.gamma.unwrap_or(spec.gamma);
         spec.relevance = self.relevance.unwrap_or(spec.relevance);
         spec.validate()?;
@@ -150,6 +174,9 @@ impl TaskEntry {
     /// A task known by its own name or by that of its folder, unless columns are named.
     fn known(&self) -> Result<Option<TaskSpec>, DataError> {
         let (Some(data), None) = (&self.data, self.first_column()) else { return Ok(None) };
+        if self.kind.is_some_and(TaskKind::reads_tokens) {
+            return Ok(None);
+        }
         let folder = data.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(known) = glue::find(&self.name).or_else(|| glue::find(folder)) else { return Ok(None) };
         let cast = self.kind.and_then(|kind| glue::cast(known, kind));
@@ -179,43 +206,87 @@ impl TaskEntry {
         Ok(Some(spec))
     }
 
+    /// The options of a task of spans that are said.
+    fn span_options(&self) -> Option<SpanOptions> {
+        let Self { max_query_length, stride, max_answer_length, no_answer, null_threshold, .. } = *self;
+        let default = SpanOptions::default();
+        let options = SpanOptions {
+            max_query_length: max_query_length.unwrap_or(default.max_query_length),
+            stride: stride.unwrap_or(default.stride),
+            max_answer_length: max_answer_length.unwrap_or(default.max_answer_length),
+            no_answer,
+            null_threshold: null_threshold.unwrap_or(default.null_threshold),
+        };
+        (self.kind == Some(TaskKind::Span)).then_some(options)
+    }
+
+    /// Refuses options that another kind of task would not read.
+    fn no_span_options(&self, kind: TaskKind) -> Result<(), DataError> {
+        let given = [
+            ("max_query_length", self.max_query_length.is_some()),
+            ("stride", self.stride.is_some()),
+            ("max_answer_length", self.max_answer_length.is_some()),
+            ("no_answer", self.no_answer.is_some()),
+            ("null_threshold", self.null_threshold.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) if kind != TaskKind::Span => {
+                Err(self.wrong(format!("{key} is for tasks of kind span, this is {kind}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn own(&self) -> Result<TaskSpec, DataError> {
         let kind = self.kind.unwrap_or(if self.candidates.is_some() || self.group.is_some() {
             TaskKind::Ranking
         } else {
             TaskKind::Classification
         });
-        let columns = self.columns(kind)?;
         let mut files = Vec::new();
         for (split, given) in
             [(Split::Train, &self.train), (Split::Dev, &self.dev), (Split::Test, &self.test)]
         {
-            if let Some(path) = given.clone().or_else(|| self.in_folder(split)) {
-                files.push(self.source(split, path, columns.clone())?);
+            if let Some(path) = given.clone().or_else(|| self.in_folder(split, kind)) {
+                files.push(self.source(split, path, kind)?);
             }
         }
         if files.is_empty() {
             let reason = match &self.data {
                 Some(data) => {
-                    format!("{} has no train, dev or test file (.tsv, .csv or .jsonl)", data.display())
+                    let extensions = known_extensions(kind);
+                    format!("{} has no train, dev or test file ({extensions})", data.display())
                 }
                 None => "it has no files; name train and dev, or data, a folder".to_string(),
             };
             return Err(self.wrong(reason));
         }
         Ok(TaskSpec {
-            texts: columns.texts(),
+            texts: files[0].columns.texts(),
+            span: self.span_options(),
             labels: self.labels.clone().unwrap_or_default(),
             files,
             ..TaskSpec::new(self.name.clone(), kind)
         })
     }
 
-    fn columns(&self, kind: TaskKind) -> Result<Columns, DataError> {
+    fn columns(&self, kind: TaskKind, format: Format) -> Result<Columns, DataError> {
         let need = |key: &str, column: &Option<Column>| {
             column.clone().ok_or_else(|| self.wrong(format!("it does not say which column is {key}")))
         };
-        let columns = if kind != TaskKind::Ranking {
+        let columns = if kind == TaskKind::Span {
+            Columns::Questions { answers: true }
+        } else if kind == TaskKind::Labelling {
+            let (tokens, tags) = match format {
+                Format::Conll => (Some(Column::Number(0)), Some(Column::Last)),
+                Format::Jsonl => (Some(Column::Name("tokens".into())), Some(Column::Name("tags".into()))),
+                _ => (None, None),
+            };
+            Columns::Words {
+                tokens: need("tokens", &self.tokens.clone().or(tokens))?,
+                tags: Some(need("tags", &self.tags.clone().or(tags))?),
+            }
+        } else if kind != TaskKind::Ranking {
             Columns::Row {
                 text_a: need("text_a", &self.text_a)?,
                 text_b: self.text_b.clone(),
@@ -240,6 +311,8 @@ impl TaskEntry {
             Columns::Grouped { .. } => (&["group", "text_a", "text_b", "label"], "ranking by group"),
             Columns::List { .. } => (&["query", "candidates", "positive"], "ranking by candidates"),
             Columns::Paired { .. } => (&[], "a known task"),
+            Columns::Words { .. } => (&["tokens", "tags"], "labelling"),
+            Columns::Questions { .. } => (&[], "span, whose files have keys of their own"),
         };
         match self.named_columns().into_iter().find(|(key, _)| !used.contains(key)) {
             Some((key, _)) => Err(self.wrong(format!("{key} is not a column of {shape}"))),
@@ -257,6 +330,8 @@ impl TaskEntry {
             ("candidates", &self.candidates),
             ("positive", &self.positive),
             ("group", &self.group),
+            ("tokens", &self.tokens),
+            ("tags", &self.tags),
         ];
         all.into_iter().filter_map(|(key, column)| Some((key, column.as_ref()?))).collect()
     }
@@ -265,32 +340,55 @@ impl TaskEntry {
         self.named_columns().first().map(|(_, column)| *column)
     }
 
-    fn source(&self, split: Split, path: PathBuf, mut columns: Columns) -> Result<SourceFile, DataError> {
+    fn source(&self, split: Split, path: PathBuf, kind: TaskKind) -> Result<SourceFile, DataError> {
+        let named = self.named_columns().iter().any(|(_, column)| matches!(column, Column::Name(_)));
+        let header = self.header.unwrap_or(named);
+        let format = match (kind, path.extension().and_then(|extension| extension.to_str())) {
+            (TaskKind::Span, Some("json")) => Format::Squad,
+            (TaskKind::Labelling, Some("conll" | "iob" | "iob2" | "bio" | "txt")) => Format::Conll,
+            (kind, Some("tsv")) if kind != TaskKind::Span => Format::Tsv { header },
+            (kind, Some("txt")) if !kind.reads_tokens() => Format::Tsv { header },
+            (kind, Some("csv")) if kind != TaskKind::Span => Format::Csv { header },
+            (kind, Some("jsonl" | "ndjson")) if kind != TaskKind::Span => Format::Jsonl,
+            _ => {
+                let known = known_extensions(kind);
+                return Err(self.wrong(format!("{} is none of {known}, which {kind} reads", path.display())));
+            }
+        };
+        if self.header.is_some() && matches!(format, Format::Conll | Format::Squad) {
+            return Err(self.wrong(format!("header: {} has none", path.display())));
+        }
+        let mut columns = self.columns(kind, format)?;
         if split == Split::Test {
             columns.forget_label();
         }
-        let named = self.named_columns().iter().any(|(_, column)| matches!(column, Column::Name(_)));
-        let header = self.header.unwrap_or(named);
-        let format = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("tsv" | "txt") => Format::Tsv { header },
-            Some("csv") => Format::Csv { header },
-            Some("jsonl" | "ndjson") => Format::Jsonl,
-            _ => {
-                let reason = format!("{} is none of .tsv, .txt, .csv, .jsonl", path.display());
-                return Err(self.wrong(reason));
-            }
-        };
         Ok(SourceFile { split, name: split.to_string(), path, format, columns, quirks: Quirks::default() })
     }
 
     /// The file of `split` in the folder that is given, if there is one.
-    fn in_folder(&self, split: Split) -> Option<PathBuf> {
+    fn in_folder(&self, split: Split, kind: TaskKind) -> Option<PathBuf> {
         let folder: &Path = self.data.as_deref()?;
-        let names = ["tsv", "csv", "jsonl"].map(|extension| folder.join(format!("{split}.{extension}")));
-        names.into_iter().find(|path| path.is_file())
+        let mut paths = extensions(kind).iter().map(|extension| folder.join(format!("{split}.{extension}")));
+        paths.find(|path| path.is_file())
     }
 
     fn wrong(&self, reason: String) -> DataError {
         DataError::Task { task: self.name.clone(), reason }
     }
+}
+
+/// How the names of the files of a kind of task end.
+fn extensions(kind: TaskKind) -> &'static [&'static str] {
+    match kind {
+        TaskKind::Span => &["json"],
+        TaskKind::Labelling => &["conll", "jsonl", "tsv", "csv", "txt"],
+        TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {
+            &["tsv", "csv", "jsonl", "txt"]
+        }
+    }
+}
+
+/// The same as a list in a sentence.
+fn known_extensions(kind: TaskKind) -> String {
+    extensions(kind).iter().map(|extension| format!(".{extension}")).collect::<Vec<_>>().join(", ")
 }

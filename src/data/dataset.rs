@@ -1,6 +1,9 @@
 //! Examples as text, and a whole split of them as token ids.
 
+use serde::{Deserialize, Serialize};
+
 use super::batch::MAX_SEQUENCE;
+use super::marks::Marks;
 use super::task::Texts;
 
 /// One example as it was read: text and label.
@@ -26,15 +29,40 @@ pub enum Text {
         /// Two candidates or more.
         candidates: Vec<String>,
     },
+    /// The words of a sentence, each of which gets a label.
+    Words {
+        /// One or more.
+        words: Vec<String>,
+        /// The class of each word; none where they are not known.
+        tags: Vec<u32>,
+    },
+    /// A question that a part of a text answers.
+    Question {
+        /// The question.
+        question: String,
+        /// The text.
+        context: String,
+        /// The gold answers: none where there is no answer, or it is not known.
+        answers: Vec<Answer>,
+    },
+}
+
+/// An answer as a part of its text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Answer {
+    /// Its first byte in the text.
+    pub start: usize,
+    /// Its words, as they stand there.
+    pub text: String,
 }
 
 impl Text {
-    /// How many texts it is; `None` for a query with candidates.
+    /// How many texts it is; `None` for what is more than texts.
     pub fn texts(&self) -> Option<Texts> {
         match self {
             Text::Single(_) => Some(Texts::Single),
             Text::Pair(..) => Some(Texts::Pair),
-            Text::Candidates { .. } => None,
+            Text::Candidates { .. } | Text::Words { .. } | Text::Question { .. } => None,
         }
     }
 }
@@ -48,8 +76,49 @@ pub enum Label {
     Score(f32),
     /// The index of the right candidate.
     Positive(u32),
+    /// A class for each word; they stand with the words, and in a [`Dataset`] with its marks.
+    Tags,
+    /// A part of a text, or none, to be measured against gold answers; they stand with the text, and in a [`Dataset`]
+    /// with its passages.
+    Answers,
+    /// A part of a window of a text, to be trained towards: the numbers of its first and last token among the marks.
+    Span {
+        /// Below 2^16.
+        first: u32,
+        /// Not before `first`.
+        last: u32,
+    },
     /// Not known (test sets).
     None,
+}
+
+impl Label {
+    /// As two words that tell all labels apart.
+    pub fn to_bits(self) -> [u32; 2] {
+        match self {
+            Label::None => [0, 0],
+            Label::Class(class) => [1, class],
+            Label::Score(score) => [2, score.to_bits()],
+            Label::Positive(index) => [3, index],
+            Label::Tags => [4, 0],
+            Label::Answers => [5, 0],
+            Label::Span { first, last } => [6, first << 16 | last],
+        }
+    }
+
+    /// The label of two words, if they are one's.
+    pub(super) fn from_bits(bits: [u32; 2]) -> Option<Self> {
+        match bits {
+            [0, 0] => Some(Label::None),
+            [1, class] => Some(Label::Class(class)),
+            [2, score] => Some(Label::Score(f32::from_bits(score))),
+            [3, index] => Some(Label::Positive(index)),
+            [4, 0] => Some(Label::Tags),
+            [5, 0] => Some(Label::Answers),
+            [6, both] => Some(Label::Span { first: both >> 16, last: both & 0xffff }),
+            _ => None,
+        }
+    }
 }
 
 /// A split as token ids, flat: sequence `s` is `ids[offsets[s]..offsets[s + 1]]`, and example `e` is the sequences
@@ -68,6 +137,21 @@ pub struct Dataset {
     pub labels: Vec<Label>,
     /// How many sequences were cut to the maximal length.
     pub truncated: u64,
+    /// How many windows of texts were left out because they do not hold the answer.
+    pub dropped: u64,
+    /// The tokens that a head reads, where it reads tokens.
+    pub marks: Marks,
+    /// The text and gold answers of each question, where spans are to be measured; else none. [examples]
+    pub passages: Vec<Passage>,
+}
+
+/// What an answer is cut from and measured against.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passage {
+    /// The text.
+    pub context: String,
+    /// The gold answers; none where there is no answer, or it is not known.
+    pub answers: Vec<String>,
 }
 
 impl Dataset {
@@ -132,12 +216,21 @@ impl Dataset {
     pub fn select(&self, examples: &[u32]) -> Dataset {
         let mut selected = Dataset::new();
         for &example in examples {
-            for sequence in self.sequences_of(example as usize) {
+            let example = example as usize;
+            for sequence in self.sequences_of(example) {
                 selected.push_sequence(self.sequence(sequence), self.second[sequence]);
+                selected.marks.push(&self.marks, sequence);
             }
-            selected.finish_example(self.labels[example as usize]);
+            selected.finish_example(self.labels[example]);
+            selected.passages.extend(self.passages.get(example).cloned());
         }
         selected
+    }
+
+    /// The number of marked tokens of an example, over all its sequences: the rows that a head reads.
+    pub fn marked_of(&self, example: usize) -> usize {
+        let marks = self.sequences_of(example).flat_map(|sequence| self.marks.of(sequence));
+        marks.filter(|&mark| self.marks.is_read(mark)).count()
     }
 
     /// Takes all examples out and keeps the room that they took.
@@ -147,7 +240,9 @@ impl Dataset {
         self.second.clear();
         self.groups.truncate(1);
         self.labels.clear();
-        self.truncated = 0;
+        (self.truncated, self.dropped) = (0, 0);
+        self.marks = Marks::default();
+        self.passages.clear();
     }
 
     /// Appends a sequence to the example that is being built.
@@ -173,5 +268,8 @@ impl Dataset {
         self.groups.extend(other.groups[1..].iter().map(|group| sequences + group));
         self.labels.extend_from_slice(&other.labels);
         self.truncated += other.truncated;
+        self.dropped += other.dropped;
+        self.marks.append(&other.marks);
+        self.passages.extend_from_slice(&other.passages);
     }
 }

@@ -50,6 +50,12 @@ pub enum DataError {
     #[error("{}:{line}: {reason}", path.display())]
     Unpaired { path: PathBuf, line: u64, reason: String },
 
+    #[error("{}:{line}: not a file of questions as SQuAD keeps them: {reason}", path.display())]
+    Squad { path: PathBuf, line: u64, reason: String },
+
+    #[error("{}: question {id:?}: {reason}", path.display())]
+    Question { path: PathBuf, id: String, reason: String },
+
     #[error("{}:{line}: {reason}; a test file needs an answer to every row, so none can be skipped", path.display())]
     Unanswerable { path: PathBuf, line: u64, reason: &'static str },
 

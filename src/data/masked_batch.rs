@@ -42,6 +42,7 @@ impl MaskedBatch {
             tokens: Packing::new(line).most_rows(tokens, size, max_length),
             sequences: size,
             groups: size,
+            predictions: 0,
         };
         Self {
             batch: Batch::with_capacity(capacity, line),

@@ -12,6 +12,7 @@
 //! | [`vocabulary`] | such text into a vocabulary |
 //! | [`tokenizer`] | text into token ids, BERT's way |
 //! | [`dataset`], [`cache`] | a split, tokenised once and kept |
+//! | [`marks`] | the tokens that are labelled, or may begin or end an answer |
 //! | [`sampler`] | which examples go into which batch, in what order |
 //! | [`batch`] | the packed arrays that a step reads |
 //!
@@ -33,6 +34,7 @@ mod error;
 pub mod glue;
 pub mod instances;
 mod mapped;
+pub mod marks;
 pub mod masked_batch;
 pub mod masking;
 pub mod packing;
@@ -43,15 +45,18 @@ pub mod sample;
 pub mod sampler;
 pub mod san;
 mod sentences;
+mod squad;
 pub mod task;
 pub mod text;
 pub mod tokenizer;
 pub mod vocabulary;
+mod windows;
+mod words;
 
 pub use batch::{Batch, Capacity};
 pub use corpus::Corpus;
 pub use custom::{HeadKind, TaskEntry};
-pub use dataset::{Dataset, Example, Label, Text};
+pub use dataset::{Answer, Dataset, Example, Label, Passage, Text};
 pub use error::DataError;
 pub use instances::{Instance, Pass};
 pub use masked_batch::MaskedBatch;
@@ -60,7 +65,7 @@ pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::Sampler;
 pub use san::SanSpec;
-pub use task::{MetricKind, Relevance, SourceFile, Split, TaskKind, TaskSpec, Texts};
+pub use task::{MetricKind, Relevance, SourceFile, SpanOptions, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::VocabularyConfig;
 

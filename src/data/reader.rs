@@ -10,7 +10,8 @@ use super::dataset::{Example, Label, Text};
 use super::error::{DataError, list, nearest_name};
 use super::qnli::{self, Half, Pairs};
 use super::rows::{Place, Row, Rows};
-use super::task::{Column, Columns, SourceFile, Split, TaskKind, TaskSpec};
+use super::task::{Column, Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
+use super::{squad, words};
 
 /// Rows that were left out; whoever reads a file has to say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    fn add(&mut self, file: &SourceFile, line: u64, reason: &str) {
+    pub(super) fn add(&mut self, file: &SourceFile, line: u64, reason: &str) {
         self.count += 1;
         self.first.get_or_insert_with(|| format!("{}:{line}: {reason}", file.path.display()));
     }
@@ -58,6 +59,15 @@ pub fn parse(
         return Err(DataError::Task { task: spec.name.clone(), reason });
     }
     let mut reader = Reader { file, spec, skipped: Skipped::default() };
+    if let (Columns::Questions { answers }, TaskKind::Span) = (&file.columns, spec.kind) {
+        let examples = squad::read(input, file, spec, *answers)?;
+        return match examples.is_empty() {
+            true => {
+                Err(DataError::Empty { path: file.path.clone(), skipped: Some("it has no question".into()) })
+            }
+            false => Ok((examples, reader.skipped)),
+        };
+    }
     let rows = Rows::new(file, input)?;
     let examples = match (&file.columns, spec.kind) {
         (Columns::Row { text_a, text_b, label }, TaskKind::Classification | TaskKind::Regression) => {
@@ -72,12 +82,28 @@ pub fn parse(
         (Columns::Paired { query, candidate, label }, TaskKind::Ranking) => {
             reader.pairs(rows, query, candidate, label.as_ref())?
         }
+        (Columns::Words { tokens, tags }, TaskKind::Labelling) => {
+            let mut examples = Vec::new();
+            words::read(rows, file, (tokens, tags.as_ref()), &mut reader.skipped, |sentence| {
+                examples.push(sentence.example(file, spec)?);
+                Ok(())
+            })?;
+            examples
+        }
         (Columns::Row { .. }, TaskKind::Ranking) => {
             let reason = "ranking needs the columns query, candidates and positive, or group, text_a, text_b and label";
             return Err(DataError::Task { task: spec.name.clone(), reason: reason.to_string() });
         }
-        (_, kind) => {
-            let reason = format!("columns with candidates are for ranking, this is {kind}");
+        (columns, kind) => {
+            let of = match columns {
+                Columns::Row { .. } => "a text or two are for classification and regression",
+                Columns::List { .. } | Columns::Grouped { .. } | Columns::Paired { .. } => {
+                    "candidates are for ranking"
+                }
+                Columns::Words { .. } => "words and their labels are for labelling",
+                Columns::Questions { .. } => "questions are for span",
+            };
+            let reason = format!("columns with {of}, this is {kind}");
             return Err(DataError::Task { task: spec.name.clone(), reason });
         }
     };
@@ -88,13 +114,32 @@ pub fn parse(
     Ok((examples, reader.skipped))
 }
 
-/// Gives a classification task without labels those of its train files: sorted, as numbers if all of them are.
+/// Gives a task without labels those of its train files: sorted, as numbers if all of them are, `O` first. A task of
+/// spans that does not say whether a question may have no answer learns it there, too.
 pub fn learn_labels(spec: &mut TaskSpec) -> Result<(), DataError> {
-    if spec.kind != TaskKind::Classification || !spec.labels.is_empty() {
+    if let Some(span) = spec.span.filter(|span| span.no_answer.is_none()) {
+        let mut impossible = false;
+        for file in spec.files_of(Split::Train) {
+            impossible |= squad::has_impossible(open(file)?, file)?;
+        }
+        spec.span = Some(SpanOptions { no_answer: Some(impossible), ..span });
+    }
+    if !spec.kind.has_labels() || !spec.labels.is_empty() {
         return Ok(());
     }
     let mut labels = BTreeSet::new();
     for file in spec.files_of(Split::Train) {
+        if let Columns::Words { tokens, tags } = &file.columns {
+            let rows = Rows::new(file, open(file)?)?;
+            let mut skipped = Skipped::default(); // Said when the examples are read.
+            words::read(rows, file, (tokens, tags.as_ref()), &mut skipped, |sentence| {
+                for tag in sentence.tags().iter().filter(|tag| !labels.contains(*tag)).collect::<Vec<_>>() {
+                    labels.insert(tag.clone());
+                }
+                check_few(&labels, file, spec, tags.as_ref())
+            })?;
+            continue;
+        }
         let Columns::Row { label: Some(column), .. } = &file.columns else { continue };
         let mut rows = Rows::new(file, open(file)?)?;
         let place = rows.place(column)?;
@@ -111,23 +156,37 @@ pub fn learn_labels(spec: &mut TaskSpec) -> Result<(), DataError> {
             if !labels.contains(label.trim()) {
                 labels.insert(label.trim().to_string());
             }
-            if labels.len() > 1000 {
-                let reason =
-                    format!("column {column} of {} holds more than 1000 labels", file.path.display());
-                return Err(DataError::Task { task: spec.name.clone(), reason });
-            }
+            check_few(&labels, file, spec, Some(column))?;
         }
     }
     spec.labels = labels.into_iter().collect();
     if spec.labels.iter().all(|label| label.parse::<i64>().is_ok()) {
         spec.labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
     }
+    if spec.kind == TaskKind::Labelling {
+        spec.labels.sort_by_key(|label| label != "O");
+    }
     if spec.labels.len() < 2 {
         let reason =
             format!("its train file has {} different labels; two or more are needed", spec.labels.len());
         return Err(DataError::Task { task: spec.name.clone(), reason });
     }
-    Ok(())
+    spec.validate()
+}
+
+/// Refuses what has more values than labels have.
+fn check_few(
+    labels: &BTreeSet<String>,
+    file: &SourceFile,
+    spec: &TaskSpec,
+    column: Option<&Column>,
+) -> Result<(), DataError> {
+    if labels.len() <= 1000 {
+        return Ok(());
+    }
+    let column = column.map(Column::to_string).unwrap_or_default();
+    let reason = format!("column {column} of {} holds more than 1000 labels", file.path.display());
+    Err(DataError::Task { task: spec.name.clone(), reason })
 }
 
 fn open(file: &SourceFile) -> Result<BufReader<File>, DataError> {

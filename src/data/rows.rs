@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::{DataError, list, nearest_name};
 use super::task::{Column, Format, SourceFile};
+use super::words::{list_in, word};
 
 /// A row of a file; its buffers are used again for the next.
 #[derive(Default)]
@@ -103,6 +104,8 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
         row.line = self.line;
         match self.file.format {
             Format::Tsv { .. } => row.cut(self.text()?, cut_tsv),
+            Format::Conll => row.cut(self.text()?, cut_conll),
+            Format::Squad => unreachable!("questions have no rows"),
             Format::Csv { .. } => {
                 // A record goes on over line ends while a quote is open.
                 while quote_is_open(&self.buffer) {
@@ -201,6 +204,18 @@ impl Row {
         texts.ok_or_else(|| format!("is {value}, not a list of texts"))
     }
 
+    /// The list of texts and numbers at `place`, which in a field stands as JSON or as Python prints it.
+    pub(crate) fn list(&self, place: &Place) -> Result<Vec<String>, String> {
+        match place {
+            Place::Key(_) => {
+                let value = self.value(place)?;
+                let list = value.as_array().ok_or_else(|| format!("is {value}, not a list"))?;
+                list.iter().map(word).collect()
+            }
+            Place::Index(_) | Place::Last => list_in(&self.text(place)?),
+        }
+    }
+
     fn value(&self, place: &Place) -> Result<&Value, String> {
         match (&self.cells, place) {
             (Cells::Object(object), Place::Key(key)) => {
@@ -230,6 +245,14 @@ impl Row {
 
 fn cut_tsv(line: &str, (text, ends): (&mut String, &mut Vec<usize>)) {
     for field in line.split('\t') {
+        text.push_str(field);
+        ends.push(text.len());
+    }
+}
+
+/// Fields with blanks or tabs between.
+fn cut_conll(line: &str, (text, ends): (&mut String, &mut Vec<usize>)) {
+    for field in line.split([' ', '\t']).filter(|field| !field.is_empty()) {
         text.push_str(field);
         ends.push(text.len());
     }

@@ -20,6 +20,11 @@ pub enum TaskKind {
     Regression,
     /// The right one among a query's candidates: softmax over the candidates (equation 8).
     Ranking,
+    /// One of the task's labels for each word of a sentence: cross-entropy over the words' first tokens.
+    Labelling,
+    /// Where in a text the answer to a question stands: the mean of two softmaxes over the text's tokens, one for the
+    /// answer's first token and one for its last (Devlin et al. 2018, section 4.2).
+    Span,
 }
 
 impl TaskKind {
@@ -29,7 +34,22 @@ impl TaskKind {
             TaskKind::Classification => vec![MetricKind::Accuracy],
             TaskKind::Regression => vec![MetricKind::Pearson, MetricKind::Spearman],
             TaskKind::Ranking => vec![MetricKind::AccuracyAt1, MetricKind::Mrr, MetricKind::Map],
+            TaskKind::Labelling => {
+                use MetricKind::{EntityF1, Precision, Recall, TokenAccuracy};
+                vec![EntityF1, Precision, Recall, TokenAccuracy]
+            }
+            TaskKind::Span => vec![MetricKind::SpanF1, MetricKind::ExactMatch],
         }
+    }
+
+    /// Whether the answer is one of named classes.
+    pub fn has_labels(self) -> bool {
+        matches!(self, TaskKind::Classification | TaskKind::Labelling)
+    }
+
+    /// Whether the head reads marked tokens instead of the pooled vector.
+    pub fn reads_tokens(self) -> bool {
+        matches!(self, TaskKind::Labelling | TaskKind::Span)
     }
 }
 
@@ -39,6 +59,8 @@ impl fmt::Display for TaskKind {
             TaskKind::Classification => "classification",
             TaskKind::Regression => "regression",
             TaskKind::Ranking => "ranking",
+            TaskKind::Labelling => "labelling",
+            TaskKind::Span => "span",
         })
     }
 }
@@ -73,11 +95,23 @@ pub enum MetricKind {
     Mrr,
     /// Mean average precision.
     Map,
+    /// Share of the predicted entities that are right.
+    Precision,
+    /// Share of the entities that are found.
+    Recall,
+    /// The harmonic mean of both.
+    EntityF1,
+    /// Share of words with the right label.
+    TokenAccuracy,
+    /// Share of questions answered in the words of one of the gold answers.
+    ExactMatch,
+    /// Mean F1 of the words of the answer, against the most like of the gold answers.
+    SpanF1,
 }
 
 impl MetricKind {
     /// All of them.
-    pub const ALL: [MetricKind; 8] = [
+    pub const ALL: [MetricKind; 14] = [
         MetricKind::Accuracy,
         MetricKind::F1,
         MetricKind::Mcc,
@@ -86,6 +120,12 @@ impl MetricKind {
         MetricKind::AccuracyAt1,
         MetricKind::Mrr,
         MetricKind::Map,
+        MetricKind::Precision,
+        MetricKind::Recall,
+        MetricKind::EntityF1,
+        MetricKind::TokenAccuracy,
+        MetricKind::ExactMatch,
+        MetricKind::SpanF1,
     ];
 
     /// Its name in reports, run files and `mtdnn.json`.
@@ -99,6 +139,12 @@ impl MetricKind {
             MetricKind::AccuracyAt1 => "accuracy@1",
             MetricKind::Mrr => "mrr",
             MetricKind::Map => "map",
+            MetricKind::Precision => "precision",
+            MetricKind::Recall => "recall",
+            MetricKind::EntityF1 => "entity-f1",
+            MetricKind::TokenAccuracy => "token-accuracy",
+            MetricKind::ExactMatch => "exact-match",
+            MetricKind::SpanF1 => "span-f1",
         }
     }
 
@@ -108,6 +154,10 @@ impl MetricKind {
             MetricKind::Accuracy | MetricKind::F1 | MetricKind::Mcc => TaskKind::Classification,
             MetricKind::Pearson | MetricKind::Spearman => TaskKind::Regression,
             MetricKind::AccuracyAt1 | MetricKind::Mrr | MetricKind::Map => TaskKind::Ranking,
+            MetricKind::Precision | MetricKind::Recall | MetricKind::EntityF1 | MetricKind::TokenAccuracy => {
+                TaskKind::Labelling
+            }
+            MetricKind::ExactMatch | MetricKind::SpanF1 => TaskKind::Span,
         }
     }
 }
@@ -151,11 +201,11 @@ pub struct TaskSpec {
     pub name: String,
     /// What its head answers.
     pub kind: TaskKind,
-    /// How many texts it was trained on; `None` for ranking, and where a model's `mtdnn.json` does not say it.
+    /// How many texts it was trained on; `None` for kinds that leave nothing open, and where a model's `mtdnn.json` does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub texts: Option<Texts>,
-    /// The classes in order: class `i` is called `labels[i]`. Empty for regression and ranking, and until
-    /// [`learn_labels`](super::reader::learn_labels) for a classification task that names none.
+    /// The classes in order: class `i` is called `labels[i]`. Empty where the kind has none, and until
+    /// [`learn_labels`](super::reader::learn_labels) for a task that names none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     /// What to report; the first is the main one.
@@ -174,6 +224,9 @@ pub struct TaskSpec {
     /// The options of a stochastic answer network, where that is its head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub san: Option<SanSpec>,
+    /// How texts are cut and answers are chosen; `None` unless the kind is [`TaskKind::Span`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<SpanOptions>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
@@ -222,6 +275,7 @@ impl TaskSpec {
             relevance: Relevance::Identity,
             shares: None,
             san: None,
+            span: (kind == TaskKind::Span).then(SpanOptions::default),
             files: Vec::new(),
         }
     }
@@ -234,8 +288,9 @@ impl TaskSpec {
     /// The number of outputs of the task's head.
     pub fn outputs(&self) -> usize {
         match self.kind {
-            TaskKind::Classification => self.labels.len(),
+            TaskKind::Classification | TaskKind::Labelling => self.labels.len(),
             TaskKind::Regression | TaskKind::Ranking => 1,
+            TaskKind::Span => 2,
         }
     }
 
@@ -267,8 +322,11 @@ impl TaskSpec {
             let fitting = list(fitting.map(MetricKind::name));
             return wrong(format!("metric {metric} does not measure {}; these do: {fitting}", self.kind));
         }
-        if self.kind != TaskKind::Classification && !self.labels.is_empty() {
-            return wrong(format!("labels are for classification, this is {}", self.kind));
+        if !self.kind.has_labels() && !self.labels.is_empty() {
+            return wrong(format!("labels are for classification and labelling, this is {}", self.kind));
+        }
+        if let Some(span) = &self.span {
+            span.validate().map_err(|reason| DataError::Task { task: self.name.clone(), reason })?;
         }
         self.validate_san().or_else(wrong)?;
         if self.labels.len() == 1 {
@@ -278,6 +336,78 @@ impl TaskSpec {
             if self.labels[..index].contains(label) {
                 return wrong(format!("label {label:?} is named twice"));
             }
+        }
+        if let Some((label, metric)) = self.unmeasurable() {
+            return wrong(format!(
+                "{metric} measures entities, and label {label:?} is neither O nor B- or I- and a type; for labels of \
+                 words give metrics = [\"token-accuracy\"]"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A label that is no part of an entity, where a metric counts entities.
+    fn unmeasurable(&self) -> Option<(&str, MetricKind)> {
+        use MetricKind::{EntityF1, Precision, Recall};
+        let counts = |metric: &&MetricKind| matches!(metric, EntityF1 | Precision | Recall);
+        let metric = *self.metrics.iter().find(counts)?;
+        let other = |label: &&String| *label != "O" && entity_tag(label).is_none();
+        self.labels.iter().find(other).map(|label| (label.as_str(), metric))
+    }
+}
+
+/// What a label of an entity's word says: where in it the word stands (`B` begins it, `I` goes on; `E` ends it and `S`
+/// is one word, in the finer schemes), and the entity's type. `None` for `O` and every other label.
+pub fn entity_tag(label: &str) -> Option<(char, &str)> {
+    let (place, kind) = label.split_once('-')?;
+    let place = place.chars().next().filter(|_| place.len() == 1)?;
+    (matches!(place, 'B' | 'I' | 'E' | 'S') && !kind.is_empty()).then_some((place, kind))
+}
+
+/// How the texts of a [`TaskKind::Span`] task are cut and its answers chosen; the defaults are BERT's for SQuAD.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SpanOptions {
+    /// Tokens of a question; what is longer is cut.
+    pub max_query_length: usize,
+    /// A text that does not fit beside its question is read in windows, each this many tokens after the last.
+    pub stride: usize,
+    /// Tokens of an answer.
+    pub max_answer_length: usize,
+    /// Whether a question may have no answer (SQuAD 2.0): then `[CLS]` stands for that. `None` until
+    /// [`learn_labels`](super::reader::learn_labels) for a task that does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_answer: Option<bool>,
+    /// No answer is given where its score exceeds the best answer's by more than this.
+    pub null_threshold: f32,
+}
+
+impl Default for SpanOptions {
+    fn default() -> Self {
+        Self {
+            max_query_length: 64,
+            stride: 128,
+            max_answer_length: 30,
+            no_answer: None,
+            null_threshold: 0.0,
+        }
+    }
+}
+
+impl SpanOptions {
+    fn validate(&self) -> Result<(), String> {
+        let Self { max_query_length, stride, max_answer_length, no_answer: _, null_threshold } = *self;
+        for (key, value) in [
+            ("max_query_length", max_query_length),
+            ("stride", stride),
+            ("max_answer_length", max_answer_length),
+        ] {
+            if value == 0 {
+                return Err(format!("{key} is 0; give 1 or more tokens"));
+            }
+        }
+        if !null_threshold.is_finite() {
+            return Err(format!("null_threshold is {null_threshold}, not a number"));
         }
         Ok(())
     }
@@ -355,6 +485,10 @@ pub enum Format {
     },
     /// One JSON object a line; its keys are the columns.
     Jsonl,
+    /// A word a line with its columns between blanks, and a blank line between sentences (CoNLL 2003).
+    Conll,
+    /// One JSON object of questions on texts (SQuAD 1.1 and 2.0).
+    Squad,
 }
 
 /// Which fields of a row hold what.
@@ -398,6 +532,18 @@ pub enum Columns {
         /// Whether the sentence is the answer: `entailment` or `not_entailment`.
         label: Option<Column>,
     },
+    /// A row is a sentence's words and their labels; in [`Format::Conll`] a word and its label.
+    Words {
+        /// A list of words: of texts in JSON, else JSON or Python in the field.
+        tokens: Column,
+        /// As long a list of labels.
+        tags: Option<Column>,
+    },
+    /// [`Format::Squad`] has keys of its own.
+    Questions {
+        /// Whether the answers are read.
+        answers: bool,
+    },
 }
 
 impl Columns {
@@ -408,15 +554,21 @@ impl Columns {
                 label.is_some()
             }
             Columns::List { positive, .. } => positive.is_some(),
+            Columns::Words { tags, .. } => tags.is_some(),
+            Columns::Questions { answers } => *answers,
         }
     }
 
-    /// How many texts a row makes; `None` where a query has candidates.
+    /// How many texts a row makes; `None` where the task's kind leaves nothing open.
     pub fn texts(&self) -> Option<Texts> {
         match self {
             Columns::Row { text_b: None, .. } => Some(Texts::Single),
             Columns::Row { text_b: Some(_), .. } => Some(Texts::Pair),
-            Columns::List { .. } | Columns::Grouped { .. } | Columns::Paired { .. } => None,
+            Columns::List { .. }
+            | Columns::Grouped { .. }
+            | Columns::Paired { .. }
+            | Columns::Words { .. }
+            | Columns::Questions { .. } => None,
         }
     }
 
@@ -427,6 +579,8 @@ impl Columns {
                 *label = None
             }
             Columns::List { positive, .. } => *positive = None,
+            Columns::Words { tags, .. } => *tags = None,
+            Columns::Questions { answers } => *answers = false,
         }
     }
 }

@@ -170,6 +170,32 @@ impl Tokenizer {
         encoding.expect("a vocabulary with [UNK] encodes any text").get_ids().to_vec()
     }
 
+    /// The ids of a text, and the bytes of it that each stands for, from and to; of a text that has nothing but controls
+    /// one `[UNK]` for all.
+    pub fn tokens_and_places(&self, text: &str) -> (Vec<u32>, Vec<[u32; 2]>) {
+        let encoding = self.pipeline.encode(text, false).expect("a vocabulary with [UNK] encodes any text");
+        if encoding.get_ids().is_empty() {
+            return (vec![self.unknown()], vec![[0, text.len() as u32]]);
+        }
+        let places = encoding.get_offsets().iter().map(|&(start, end)| [start as u32, end as u32]);
+        (encoding.get_ids().to_vec(), places.collect())
+    }
+
+    /// The ids of words, each cut by itself, and which of them is each word's first: a word of nothing but controls is
+    /// `[UNK]`.
+    pub fn words(&self, words: &[String]) -> (Vec<u32>, Vec<u32>) {
+        let (mut ids, mut firsts) = (Vec::new(), Vec::with_capacity(words.len()));
+        for word in words {
+            firsts.push(ids.len() as u32);
+            let tokens = self.tokens(word);
+            match tokens.is_empty() {
+                true => ids.push(self.unknown()),
+                false => ids.extend(tokens),
+            }
+        }
+        (ids, firsts)
+    }
+
     /// One text or a pair as the model reads it, at most `max_length` ids.
     ///
     /// # Panics

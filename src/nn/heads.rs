@@ -1,13 +1,14 @@
-//! The task heads (Liu et al. 2019, section 3): on the pooled vector dropout, then a linear map; on all tokens a
-//! stochastic answer network.
+//! The task heads (Liu et al. 2019, section 3): dropout, then a linear map, of the pooled vector or of marked tokens; or a
+//! stochastic answer network on all tokens.
 
-use super::bert::Linear;
+use super::bert::{Linear, Picked};
 use super::parameters::ParameterTable;
 use super::san::{Memory, San};
 use crate::data::{Relevance, TaskKind, TaskSpec};
 use crate::tensor::{Activation, DType, Rows, Tape, Var};
 
-/// One task's head: classification (eq. 1), similarity (eq. 2) or relevance (eq. 5).
+/// One task's head: classification (eq. 1), similarity (eq. 2) or relevance (eq. 5) of the pooled vector; a word's label,
+/// or how well a token begins and ends an answer, of its own vector.
 #[derive(Clone, Debug)]
 pub struct Head {
     kind: TaskKind,
@@ -31,12 +32,27 @@ pub(super) struct Reading {
     pub pooled: Option<Var>,
     /// Every token's vector.
     pub memory: Option<Memory>,
+    /// The vectors of marked tokens, `[predictions, hidden]`.
+    pub marked: Option<Var>,
+    /// Which tokens are marked.
+    pub marks: Picked,
+}
+
+/// What a head reads of the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// The pooled vector.
+    Pooled,
+    /// Every token's vector.
+    Tokens,
+    /// The vectors of marked tokens.
+    Marks,
 }
 
 /// What a head answers.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
-    /// `[sequences, outputs]`
+    /// `[sequences, outputs]`, or `[predictions, outputs]` of marked tokens.
     pub logits: Var,
     /// The logits of each step of a stochastic answer network, `[sequences, outputs]` each; else empty.
     pub steps: Vec<Var>,
@@ -53,6 +69,12 @@ pub struct Answers {
     pub groups: Var,
     /// The number of the right candidate of each group, u32 `[groups, 1]`.
     pub positives: Var,
+    /// The class of each marked token, u32 `[predictions, 1]`.
+    pub classes: Var,
+    /// The first marked token of each group and the end of the last, u32 `[groups+1, 1]`.
+    pub token_groups: Var,
+    /// The numbers of the answer's first and last token in each group, u32 `[groups, 2]`.
+    pub spans: Var,
 }
 
 impl Answers {
@@ -63,6 +85,9 @@ impl Answers {
             targets: tape.input("targets", DType::F32, Rows::Sequences, 1),
             groups: tape.input("groups", DType::U32, Rows::GroupStarts, 1),
             positives: tape.input("positives", DType::U32, Rows::Groups, 1),
+            classes: tape.input("classes", DType::U32, Rows::Predictions, 1),
+            token_groups: tape.input("token_groups", DType::U32, Rows::GroupStarts, 1),
+            spans: tape.input("spans", DType::U32, Rows::Groups, 2),
         }
     }
 }
@@ -86,18 +111,25 @@ impl Head {
         Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, form }
     }
 
-    /// Whether the head reads every token's vector, and not the pooled one.
-    pub fn reads_tokens(&self) -> bool {
-        matches!(self.form, Form::San(_))
+    /// What it reads of the encoder.
+    pub fn reads(&self) -> Reads {
+        match self.form {
+            Form::San(_) => Reads::Tokens,
+            Form::Linear(..) if self.kind.reads_tokens() => Reads::Marks,
+            Form::Linear(..) => Reads::Pooled,
+        }
     }
 
     /// Records the head; relevances with `g` applied.
     pub(super) fn answer(&self, tape: &mut Tape, reading: &Reading) -> Answer {
         match &self.form {
             Form::Linear(linear, activation) => {
-                let pooled = reading.pooled.expect("the pooled vector was recorded");
+                let (vectors, keys) = match self.reads() {
+                    Reads::Marks => (reading.marked, Some(reading.marks.places)),
+                    _ => (reading.pooled, None),
+                };
                 let site = tape.dropout_site(self.dropout);
-                let dropped = tape.drop(pooled, None, site);
+                let dropped = tape.drop(vectors.expect("what the head reads was recorded"), keys, site);
                 let logits = linear.record(tape, dropped, *activation);
                 Answer { logits, steps: Vec::new() }
             }
@@ -109,12 +141,15 @@ impl Head {
         }
     }
 
-    /// Records the task's loss (eq. 6, 7, or 8 and 9), `[1, 1]`.
+    /// Records the task's loss (eq. 6, 7, or 8 and 9), `[1, 1]`; of spans the mean of two of the last kind, one for the
+    /// answer's first token and one for its last.
     pub fn loss(&self, tape: &mut Tape, logits: Var, answers: &Answers) -> Var {
         match self.kind {
             TaskKind::Classification => tape.cross_entropy(logits, answers.labels),
             TaskKind::Regression => tape.squared_error(logits, answers.targets),
             TaskKind::Ranking => tape.ranking(logits, answers.groups, answers.positives, self.gamma),
+            TaskKind::Labelling => tape.cross_entropy(logits, answers.classes),
+            TaskKind::Span => tape.ranking(logits, answers.token_groups, answers.spans, 1.0),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a batch brings to a program: the inputs that say what each token is, and the writing of them.
 
+use super::bert::Picked;
 use crate::backend::{Backend, BackendError};
 use crate::data::Batch;
 use crate::tensor::{DType, Extents, Program, Rows, Tape, TokenIndex, Var};
@@ -14,6 +15,14 @@ pub(super) fn token_index(tape: &mut Tape) -> TokenIndex {
         starts: tape.input("starts", DType::U32, Rows::Sequences, 1),
         ends: tape.input("ends", DType::U32, Rows::Sequences, 1),
         first_places: tape.input("first_places", DType::U32, Rows::Sequences, 1),
+    }
+}
+
+/// Declares the inputs that say which tokens are marked.
+pub(super) fn marks(tape: &mut Tape) -> Picked {
+    Picked {
+        rows: tape.input("marked_rows", DType::U32, Rows::Predictions, 1),
+        places: tape.input("marked_places", DType::U32, Rows::Predictions, 1),
     }
 }
 

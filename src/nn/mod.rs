@@ -13,7 +13,7 @@ pub mod weights;
 
 pub use bert::{Bert, Picked};
 pub use config::{BertConfig, ConfigError, FieldError, HiddenAct};
-pub use heads::{Answers, Head};
+pub use heads::{Answers, Head, Reads};
 pub use model::{Model, Recorded, extents};
 pub use parameters::{Init, Parameter, ParameterTable};
 pub use pretraining::{

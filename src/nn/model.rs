@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::bert::Bert;
+use super::bert::{Bert, Picked};
 use super::config::BertConfig;
-use super::heads::{Answer, Answers, Head, Reading};
-use super::inputs::{Inputs, token_index};
+use super::heads::{Answer, Answers, Head, Reading, Reads};
+use super::inputs::{Inputs, marks, token_index};
 use super::parameters::ParameterTable;
 use super::san::Memory;
 use crate::backend::{Backend, BackendError};
@@ -29,7 +29,8 @@ pub struct Model {
 pub struct Recorded {
     /// The planned computation.
     pub program: Program,
-    /// The loss `[1, 1]` in training, else each asked task's logits `[sequences, outputs]`.
+    /// The loss `[1, 1]` in training, else each asked task's logits `[sequences, outputs]`, or `[predictions, outputs]`
+    /// where its head reads marked tokens.
     pub outputs: Vec<Var>,
     /// For each asked task the logits of each step of its stochastic answer network, `[sequences, outputs]`; of other
     /// heads, and in training, none.
@@ -41,6 +42,8 @@ pub struct Recorded {
     index: TokenIndex,
     /// What the tokens of a sequence have in common, u32 `[tokens, 1]`, where a head may read it.
     sequence_keys: Option<Var>,
+    /// The marked tokens' rows and places, where a head reads them.
+    marks: Option<Picked>,
     answers: Option<Answers>,
 }
 
@@ -95,9 +98,9 @@ impl Model {
         self.bert.pooler_range()
     }
 
-    /// Whether a task's answer goes by the pooler. A stochastic answer network's does not.
+    /// Whether a task's answer goes by the pooler. A stochastic answer network's does not, nor that of words or spans.
     pub fn pools(&self, task: usize) -> bool {
-        !self.head(task).reads_tokens()
+        self.head(task).reads() == Reads::Pooled
     }
 
     /// The elements of the flat buffers that belong to a task's own head, if it has one.
@@ -125,6 +128,7 @@ impl Model {
             pooled: None,
             index,
             sequence_keys: Some(sequence_keys),
+            marks: Some(reading.marks),
             answers: Some(answers),
         }
     }
@@ -149,24 +153,37 @@ impl Model {
             pooled: None,
             index,
             sequence_keys: Some(sequence_keys),
+            marks: Some(reading.marks),
             answers: None,
         }
     }
 
-    /// Records the encoder for the heads of `tasks`: the last layer for first tokens alone where none reads more.
+    /// Records the encoder for the heads of `tasks`: the last layer for the tokens alone that one of them reads.
     fn read(&self, tape: &mut Tape, index: TokenIndex, sequence_keys: Var, tasks: &[usize]) -> Reading {
-        let memory = tasks.iter().any(|&task| !self.pools(task)).then(|| {
+        let marks = marks(tape);
+        let reads = |what| tasks.iter().any(|&task| self.head(task).reads() == what);
+        let (pooled, of_marks) = (reads(Reads::Pooled), reads(Reads::Marks));
+        let memory = reads(Reads::Tokens).then(|| {
             let layers = self.bert.encode(tape, index);
             Memory { tokens: layers[layers.len() - 1], index, sequence_keys }
         });
-        let pooled = tasks.iter().any(|&task| self.pools(task)).then(|| {
-            let first = match memory {
-                Some(Memory { tokens, .. }) => tape.gather(tokens, index.starts),
-                None => self.bert.encode_first(tape, index),
-            };
-            self.bert.pool(tape, first)
-        });
-        Reading { pooled, memory }
+        let (first, marked) = match (memory, pooled, of_marks) {
+            (Some(Memory { tokens, .. }), ..) => (
+                pooled.then(|| tape.gather(tokens, index.starts)),
+                of_marks.then(|| tape.gather(tokens, marks.rows)),
+            ),
+            (None, true, true) => {
+                let [first, marked] = self.bert.encode_picked(tape, index, [Picked::first(index), marks]);
+                (Some(first), Some(marked))
+            }
+            (None, false, true) => {
+                let [marked] = self.bert.encode_picked(tape, index, [marks]);
+                (None, Some(marked))
+            }
+            (None, ..) => (Some(self.bert.encode_first(tape, index)), None),
+        };
+        let pooled = first.map(|first| self.bert.pool(tape, first));
+        Reading { pooled, memory, marked, marks }
     }
 
     /// Token vectors and the pooled vector; with `all_layers` every layer's token vectors.
@@ -190,6 +207,7 @@ impl Model {
             pooled: Some(pooled),
             index,
             sequence_keys: None,
+            marks: None,
             answers: None,
         }
     }
@@ -217,6 +235,11 @@ impl Recorded {
         self.sequence_keys
     }
 
+    /// The rows and places of marked tokens, where heads are asked.
+    pub fn marks(&self) -> Option<Picked> {
+        self.marks
+    }
+
     /// What the loss is measured against, in a training program.
     pub fn answers(&self) -> Option<&Answers> {
         self.answers.as_ref()
@@ -235,6 +258,13 @@ impl Recorded {
             inputs.write(answers.targets, &batch.targets)?;
             inputs.write(answers.groups, &batch.groups)?;
             inputs.write(answers.positives, &batch.labels)?;
+            inputs.write(answers.classes, &batch.marked.classes)?;
+            inputs.write(answers.token_groups, &batch.marked.groups)?;
+            inputs.write(answers.spans, &batch.marked.spans)?;
+        }
+        if let Some(marks) = &self.marks {
+            inputs.write(marks.rows, &batch.marked.rows)?;
+            inputs.write(marks.places, &batch.marked.places)?;
         }
         Ok(())
     }
@@ -248,5 +278,5 @@ fn sequence_keys(tape: &mut Tape) -> Var {
 /// The extents of a batch.
 pub fn extents(batch: &Batch) -> Extents {
     let (tokens, sequences, groups) = (batch.tokens(), batch.sequences(), batch.examples());
-    Extents { tokens, sequences, groups, predictions: 0 }
+    Extents { tokens, sequences, groups, predictions: batch.marked.rows.len() }
 }

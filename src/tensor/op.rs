@@ -270,13 +270,14 @@ pub enum Op {
         /// `[1, 1]`
         loss: Var,
     },
-    /// Mean over groups of `-log softmax(gamma * scores)[positive]` within the group (Liu et al. 2019, eq. 8-9).
+    /// Mean over groups and columns of `-log softmax(gamma * scores)[positive]` within the group (Liu et al. 2019,
+    /// eq. 8-9). The candidates are sequences, or tokens, of which a span's start (the first column) and end are right.
     Ranking {
-        /// `[sequences, 1]`
+        /// `[candidates, columns]`
         scores: Var,
-        /// First sequence of each group and the end of the last, u32 `[groups+1, 1]`.
+        /// First candidate of each group and the end of the last, u32 `[groups+1, 1]`.
         groups: Var,
-        /// Number of the right candidate within its group, u32 `[groups, 1]`.
+        /// Number of the right candidate within its group, u32 `[groups, columns]`.
         positives: Var,
         /// The factor of eq. 9.
         gamma: f32,
@@ -505,17 +506,17 @@ pub enum Op {
     },
     /// Backward of [`Op::Ranking`].
     RankingGrad {
-        /// `[sequences, 1]`
+        /// `[candidates, columns]`
         scores: Var,
         /// u32 `[groups+1, 1]`
         groups: Var,
-        /// u32 `[groups, 1]`
+        /// u32 `[groups, columns]`
         positives: Var,
         /// The factor of eq. 9.
         gamma: f32,
         /// `[1, 1]`
         d_loss: Var,
-        /// `[sequences, 1]`
+        /// `[candidates, columns]`
         d_scores: Var,
     },
 }

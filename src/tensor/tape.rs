@@ -298,11 +298,16 @@ impl Tape {
         loss
     }
 
-    /// [`Op::Ranking`]: the mean loss over groups, `[1, 1]`.
+    /// [`Op::Ranking`]: the mean loss over groups and columns, `[1, 1]`.
     pub fn ranking(&mut self, scores: Var, groups: Var, positives: Var, gamma: f32) -> Var {
-        self.expect(scores, DType::F32, Shape::new(Rows::Sequences, 1));
+        let shape = self.shape(scores);
+        assert!(
+            matches!(shape.rows, Rows::Sequences | Rows::Predictions),
+            "ranking: {shape} has a row neither a sequence nor a token"
+        );
+        self.expect(scores, DType::F32, shape);
         self.expect(groups, DType::U32, Shape::new(Rows::GroupStarts, 1));
-        self.expect(positives, DType::U32, Shape::new(Rows::Groups, 1));
+        self.expect(positives, DType::U32, Shape::new(Rows::Groups, shape.cols));
         let loss = self.scalar("loss");
         self.ops.push(Op::Ranking { scores, groups, positives, gamma, loss });
         loss

@@ -2,17 +2,32 @@
 
 use std::collections::HashMap;
 
-use super::metrics;
+use super::{entities, metrics};
 use crate::data::MetricKind::{Accuracy, AccuracyAt1, F1, Map, Mcc, Mrr, Pearson, Spearman};
-use crate::data::{Dataset, Label, TaskSpec};
+use crate::data::{Dataset, Label, TaskKind, TaskSpec};
 
 /// What a predictor reaches that has not read the text: for each metric of the task, on one set.
 ///
 /// Classes: the most frequent one of the training set (of the measured set where there is none). Scores: their mean,
-/// which correlates with nothing. Ranking: an order drawn at random, in expectation.
+/// which correlates with nothing. Ranking: an order drawn at random, in expectation. Labels of words: the most frequent
+/// one for each. Spans: no answer to any question, which is right where there is none.
 pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
+    match task.kind {
+        TaskKind::Labelling => {
+            let classes = if train.is_empty() { &set.marks.classes } else { &train.marks.classes };
+            let constant = vec![most_frequent(classes.iter().copied()); set.marks.len()];
+            let figures = entities::measure(task, set, &constant);
+            return figures.into_iter().map(|(_, value)| value).collect();
+        }
+        TaskKind::Span => {
+            let without = set.passages.iter().filter(|passage| passage.answers.is_empty()).count();
+            let share = without as f64 / set.passages.len().max(1) as f64;
+            return vec![share; task.metrics.len()];
+        }
+        TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {}
+    }
     let known = if train.is_empty() { set } else { train };
-    let majority = majority_class(known);
+    let majority = most_frequent(known.labels.iter().filter_map(class_of));
     let gold: Vec<u32> = set.labels.iter().filter_map(class_of).collect();
     let constant = vec![majority; gold.len()];
     let sizes: Vec<f64> = set.groups.windows(2).map(|group| f64::from(group[1] - group[0])).collect();
@@ -30,6 +45,7 @@ pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
             Mrr | Map => {
                 mean(&|size| (1..=size as u32).map(|place| 1.0 / f64::from(place)).sum::<f64>() / size)
             }
+            other => panic!("{other} does not measure {}", task.kind),
         })
         .collect()
 }
@@ -42,9 +58,9 @@ fn class_of(label: &Label) -> Option<u32> {
 }
 
 /// The most frequent class; of equally frequent ones the first.
-fn majority_class(set: &Dataset) -> u32 {
+fn most_frequent(classes: impl Iterator<Item = u32>) -> u32 {
     let mut counts: HashMap<u32, usize> = HashMap::new();
-    for class in set.labels.iter().filter_map(class_of) {
+    for class in classes {
         *counts.entry(class).or_default() += 1;
     }
     counts
@@ -56,7 +72,7 @@ fn majority_class(set: &Dataset) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{MetricKind, TaskKind, sample};
+    use crate::data::{MetricKind, sample};
 
     fn task(kind: TaskKind, metrics: &[MetricKind]) -> TaskSpec {
         let mut spec = sample::tasks(1).remove(0).spec;

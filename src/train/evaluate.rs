@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics;
+use super::{entities, metrics, spans};
 use crate::backend::{Backend, BackendError, StepScalars};
+use crate::data::batch::NO_LABEL;
 use crate::data::sampler::evaluation_batches;
-use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, Packing, TaskSpec};
+use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, Packing, TaskKind, TaskSpec};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Extents, Var};
 
@@ -32,29 +33,33 @@ pub struct Evaluation {
 pub struct Predictor<'a> {
     backend: &'a mut dyn Backend,
     recorded: &'a Recorded,
-    /// What is read after each batch, and its columns.
-    outputs: Vec<(Var, usize)>,
+    /// What is read after each batch, its columns, and whether its rows are the set's marks instead of its sequences.
+    outputs: Vec<(Var, usize, bool)>,
 }
 
 impl<'a> Predictor<'a> {
     /// For the program of [`Model::inference`] of the same `tasks`.
     pub fn new(model: &Model, tasks: &[usize], recorded: &'a Recorded, backend: &'a mut dyn Backend) -> Self {
         let outputs = recorded.outputs.iter().zip(tasks);
-        let outputs = outputs.map(|(&output, &task)| (output, model.tasks()[task].outputs())).collect();
-        Self { backend, recorded, outputs }
+        let outputs = outputs.map(|(&output, &task)| {
+            let spec = &model.tasks()[task];
+            (output, spec.outputs(), spec.kind.reads_tokens())
+        });
+        Self { backend, recorded, outputs: outputs.collect() }
     }
 
     /// The same, which then also tells the logits of each step of each task's stochastic answer network, after the answers
     /// of all tasks.
     pub fn with_steps(mut self) -> Self {
         for (task, steps) in self.recorded.steps.iter().enumerate() {
-            let (_, width) = self.outputs[task];
-            self.outputs.extend(steps.iter().map(|&step| (step, width)));
+            let (_, width, of_marks) = self.outputs[task];
+            self.outputs.extend(steps.iter().map(|&step| (step, width, of_marks)));
         }
         self
     }
 
-    /// The logits of every sequence of a set in the set's order, `[sequences, outputs]` for each task.
+    /// The logits of every sequence of a set in the set's order, `[sequences, outputs]` for each task, or of every mark,
+    /// `[marks, outputs]`, where the head reads marked tokens; zeros for those that were cut off.
     ///
     /// Ends early with `None` where `stop` says so between two batches.
     pub fn logits(
@@ -63,8 +68,9 @@ impl<'a> Predictor<'a> {
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<Vec<f32>>>, BackendError> {
         let mut batch = Batch::new(self.backend.line());
+        let rows_of = |of_marks| if of_marks { dataset.marks.len() } else { dataset.sequences() };
         let mut all: Vec<Vec<f32>> =
-            self.outputs.iter().map(|(_, width)| vec![0.0; dataset.sequences() * width]).collect();
+            self.outputs.iter().map(|&(_, width, of_marks)| vec![0.0; rows_of(of_marks) * width]).collect();
         let mut rows: Vec<f32> = Vec::new();
         for examples in evaluation_batches(dataset, EVALUATION_TOKENS) {
             if stop() {
@@ -74,15 +80,20 @@ impl<'a> Predictor<'a> {
             let extents = extents(&batch);
             self.recorded.write(self.backend, &batch)?;
             self.backend.run(&self.recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
-            for (&(output, width), logits) in self.outputs.iter().zip(&mut all) {
-                rows.resize(extents.sequences * width, 0.0);
+            for (&(output, width, of_marks), logits) in self.outputs.iter().zip(&mut all) {
+                rows.resize(if of_marks { extents.predictions } else { extents.sequences } * width, 0.0);
                 let span = self.recorded.program.span(output, &extents);
                 self.backend.read(span, bytemuck::cast_slice_mut(&mut rows))?;
                 let mut from = 0;
-                for &example in &examples {
-                    for sequence in dataset.sequences_of(example as usize) {
-                        logits[sequence * width..][..width].copy_from_slice(&rows[from..from + width]);
-                        from += width;
+                let mut take = |row: usize| {
+                    logits[row * width..][..width].copy_from_slice(&rows[from..from + width]);
+                    from += width;
+                };
+                for sequence in examples.iter().flat_map(|&example| dataset.sequences_of(example as usize)) {
+                    let marks = dataset.marks.of(sequence).filter(|&mark| dataset.marks.is_read(mark));
+                    match of_marks {
+                        true => marks.for_each(&mut take),
+                        false => take(sequence),
                     }
                 }
             }
@@ -101,7 +112,8 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
             let tokens = sum(&|example| dataset.tokens_of(example));
             let sequences = sum(&|example| dataset.sequences_of(example).len());
             let tokens = packing.most_rows(tokens, sequences, dataset.longest());
-            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len(), predictions: 0 });
+            let predictions = sum(&|example| dataset.marked_of(example));
+            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len(), predictions });
         }
     }
     capacity
@@ -109,13 +121,19 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
 
 /// The room that training on batches of `batch_size` examples of a set needs, in lines of `line` rows.
 pub fn training_capacity(dataset: &Dataset, batch_size: usize, line: usize) -> Extents {
-    let Capacity { tokens, sequences, groups } = Capacity::of(dataset, batch_size, line);
-    Extents { tokens, sequences, groups, predictions: 0 }
+    let Capacity { tokens, sequences, groups, predictions } = Capacity::of(dataset, batch_size, line);
+    Extents { tokens, sequences, groups, predictions }
 }
 
-/// A task's metrics from its logits over a labelled set, `[sequences, outputs]`.
+/// A task's metrics from its logits over a labelled set, `[sequences, outputs]`, or `[marks, outputs]` where its head reads
+/// marked tokens.
 pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(MetricKind, f64)> {
     let outputs = task.outputs();
+    match task.kind {
+        TaskKind::Labelling => return entities::measure(task, dataset, &labels(dataset, logits, outputs)),
+        TaskKind::Span => return spans::measure(task, dataset, logits),
+        TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {}
+    }
     let mut classes = Vec::new();
     let mut scores = Vec::new();
     let mut positives = Vec::new();
@@ -124,7 +142,9 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
             Label::Class(class) => classes.push(class),
             Label::Score(score) => scores.push(score),
             Label::Positive(index) => positives.push(index),
-            Label::None => panic!("an example of {} without a label cannot be measured", task.name),
+            Label::None | Label::Tags | Label::Answers | Label::Span { .. } => {
+                panic!("an example of {} without a label of its kind cannot be measured", task.name)
+            }
         }
     }
     let predicted: Vec<u32> = logits.chunks_exact(outputs).map(argmax).collect();
@@ -137,6 +157,7 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
         MetricKind::AccuracyAt1 => metrics::accuracy_at_1(logits, &dataset.groups, &positives),
         MetricKind::Mrr => metrics::mrr(logits, &dataset.groups, &positives),
         MetricKind::Map => metrics::mean_average_precision(logits, &dataset.groups, &positives),
+        other => panic!("{other} does not measure {}", task.kind),
     };
     task.metrics.iter().map(|&kind| (kind, metric(kind))).collect()
 }
@@ -145,6 +166,13 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
 pub fn measure_steps(task: &TaskSpec, dataset: &Dataset, steps: &[Vec<f32>]) -> Vec<f64> {
     let task = TaskSpec { metrics: vec![MetricKind::Accuracy], ..task.clone() };
     steps.iter().map(|logits| measure(&task, dataset, logits)[0].1).collect()
+}
+
+/// The class of each word of a set from the logits of its marks, `[marks, classes]`; [`NO_LABEL`] for a word that was cut
+/// off.
+pub fn labels(dataset: &Dataset, logits: &[f32], classes: usize) -> Vec<u32> {
+    let rows = logits.chunks_exact(classes).enumerate();
+    rows.map(|(mark, row)| if dataset.marks.is_read(mark) { argmax(row) } else { NO_LABEL }).collect()
 }
 
 /// The first of the largest; NaN is never larger.

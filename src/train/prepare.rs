@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use super::config::{ModelConfig, RunConfig};
 use super::monitor::{Event, Monitor};
 use super::trainer::TaskData;
-use crate::data::{Dataset, Example, Label, Split, TaskEntry, TaskSpec, Tokenizer, cache, reader, sample};
+use crate::data::marks::Marks;
+use crate::data::{Dataset, Example, Passage, Split, TaskEntry, TaskSpec, Tokenizer, cache, reader, sample};
 use crate::nn::directory::{self, DirectoryError, Loaded};
 use crate::nn::{BertConfig, ParameterTable};
 use crate::random::Random;
@@ -276,8 +277,19 @@ fn tell_of_truncation(task: &TaskSpec, sets: &TaskData, max_length: usize, monit
     let truncated: u64 = all().map(|set| set.truncated).sum();
     if truncated > 0 {
         let sequences: usize = all().map(Dataset::sequences).sum();
+        let cut = match task.span {
+            Some(span) => {
+                format!("have a question cut to {} tokens (max_query_length)", span.max_query_length)
+            }
+            None => format!("were cut to {max_length} tokens (--max-length)"),
+        };
+        monitor
+            .tell(Event::Warning(&format!("task {}: {truncated} of {sequences} sequences {cut}", task.name)));
+    }
+    let dropped: u64 = all().map(|set| set.dropped).sum();
+    if dropped > 0 {
         monitor.tell(Event::Warning(&format!(
-            "task {}: {truncated} of {sequences} sequences were cut to {max_length} tokens (--max-length)",
+            "task {}: {dropped} windows of long texts do not hold the answer to their question and are not trained on",
             task.name
         )));
     }
@@ -318,20 +330,31 @@ fn hash(hasher: &mut Sha256, name: &str, set: &Dataset) {
     hasher.update(bytemuck::cast_slice(&set.offsets));
     hasher.update(bytemuck::cast_slice(&set.second));
     hasher.update(bytemuck::cast_slice(&set.groups));
-    for &label in &set.labels {
-        let bits: [u32; 2] = match label {
-            Label::None => [0, 0],
-            Label::Class(class) => [1, class],
-            Label::Score(score) => [2, score.to_bits()],
-            Label::Positive(index) => [3, index],
-        };
-        hasher.update(bytemuck::cast_slice(&bits));
+    for label in &set.labels {
+        hasher.update(bytemuck::cast_slice(&label.to_bits()));
+    }
+    // Sets without marks are hashed as they were before there were any.
+    if set.marks.is_empty() {
+        return;
+    }
+    let Marks { offsets, positions, classes, places } = &set.marks;
+    for part in [offsets, positions, classes] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(part));
+    }
+    hasher.update(bytemuck::cast_slice(places));
+    for Passage { context, answers } in &set.passages {
+        for text in [context].into_iter().chain(answers) {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Label;
 
     fn set(labels: &[Label], candidates: usize) -> Dataset {
         let mut set = Dataset::new();

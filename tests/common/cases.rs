@@ -277,6 +277,19 @@ fn ranking(case: &mut Case) -> Var {
     case.tape.ranking(scores, groups, positives, 1.5)
 }
 
+/// Start and end of a span among some tokens of each group.
+fn ranking_in_two_columns(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let rows = case.indices("marked_rows", Rows::Predictions, &[12, 1, 4, 7]);
+    let marked = case.tape.gather(x, rows);
+    let scores = case.linear(marked, 2, Activation::Identity);
+    let groups = case.indices("groups", Rows::GroupStarts, &[0, 3, 4]);
+    let positives = case.tape.input("spans", DType::U32, Rows::Groups, 2);
+    case.indices.insert(positives, vec![1, 2, 0, 0]);
+    case.tape.ranking(scores, groups, positives, 1.5)
+}
+
 /// Records a computation and returns its loss.
 pub type Build = Box<dyn Fn(&mut Case) -> Var>;
 
@@ -306,6 +319,7 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("cross entropy", Box::new(cross_entropy)),
         ("vocabulary loss", Box::new(vocabulary_loss)),
         ("ranking", Box::new(ranking)),
+        ("ranking in two columns", Box::new(ranking_in_two_columns)),
     ]
 }
 

@@ -285,11 +285,15 @@ impl Run<'_> {
                 self.values.insert(loss, vec![sum / targets.len() as f64]);
             }
             Op::Ranking { scores, groups, positives, gamma, loss } => {
+                let columns = self.program.shape(scores).cols;
                 let scores: Vec<f64> = self.get(scores).iter().map(|s| s * f64::from(gamma)).collect();
                 let positives = self.indices(positives);
                 let groups = self.indices(groups);
-                let losses = groups.windows(2).zip(positives).map(|(bounds, &positive)| {
-                    negative_log_softmax(&scores[bounds[0] as usize..bounds[1] as usize], positive as usize)
+                let losses = positives.iter().enumerate().map(|(place, &positive)| {
+                    let (group, column) = (place / columns, place % columns);
+                    let candidates = groups[group] as usize..groups[group + 1] as usize;
+                    let row: Vec<f64> = candidates.map(|row| scores[row * columns + column]).collect();
+                    negative_log_softmax(&row, positive as usize)
                 });
                 let mean = losses.sum::<f64>() / positives.len() as f64;
                 self.values.insert(loss, vec![mean]);

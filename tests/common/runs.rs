@@ -31,7 +31,8 @@ pub fn dataset(examples: impl IntoIterator<Item = (Vec<Sequence>, Label)>) -> Da
 pub fn task(name: &str, kind: TaskKind, classes: usize) -> TaskSpec {
     let labels = match kind {
         TaskKind::Classification => (0..classes).map(|class| format!("class {class}")).collect(),
-        TaskKind::Regression | TaskKind::Ranking => Vec::new(),
+        TaskKind::Labelling => (0..classes).map(|class| format!("label {class}")).collect(),
+        TaskKind::Regression | TaskKind::Ranking | TaskKind::Span => Vec::new(),
     };
     TaskSpec { labels, dropout: 0.0, ..TaskSpec::new(name, kind) }
 }
@@ -68,6 +69,7 @@ pub fn lesson(kind: TaskKind, count: usize, seed: u64) -> Dataset {
             let second = |candidate| (candidate == positive).then_some(4);
             ((0..candidates).map(|c| sequence(second(c))).collect(), Label::Positive(positive))
         }
+        TaskKind::Labelling | TaskKind::Span => panic!("{kind} is learnt from text: tests/token_tasks.rs"),
     }))
 }
 

@@ -39,7 +39,7 @@ fn task(name: &str, kind: TaskKind, labels: &[&str], metric: MetricKind) -> Task
 }
 
 /// The number of tasks that a [`Fixture`] may be of.
-pub const TASKS: usize = 4;
+pub const TASKS: usize = 6;
 
 fn tasks() -> [TaskSpec; TASKS] {
     let pair = task("pair", TaskKind::Classification, &["a", "b", "c"], MetricKind::Accuracy);
@@ -51,6 +51,8 @@ fn tasks() -> [TaskSpec; TASKS] {
             san: Some(SanSpec { steps: 3, prediction_dropout: Some(0.4), ..SanSpec::default() }),
             ..pair
         },
+        task("words", TaskKind::Labelling, &["a", "b", "c"], MetricKind::TokenAccuracy),
+        task("spans", TaskKind::Span, &[], MetricKind::SpanF1),
     ]
 }
 
@@ -70,6 +72,17 @@ fn dataset(kind: TaskKind, lengths: &[u32], vocabulary: u32) -> Dataset {
             TaskKind::Regression => Label::Score(number as f32 / 2.0 - 1.0),
             TaskKind::Ranking if number % 3 == 2 => Label::Positive(number % 2),
             TaskKind::Ranking => continue,
+            TaskKind::Labelling => {
+                // Every other token is a word's first.
+                let firsts: Vec<u32> = (0..length).step_by(2).collect();
+                let tags: Vec<u32> = firsts.iter().map(|first| (first + number) % 3).collect();
+                dataset.marks.push_words(&firsts, length, &tags);
+                Label::Tags
+            }
+            TaskKind::Span => {
+                dataset.marks.push_candidates((0..length).map(|position| (position, None)));
+                Label::Span { first: length / 3, last: length / 2 }
+            }
         };
         dataset.labels.push(label);
         dataset.groups.push(number + 1);

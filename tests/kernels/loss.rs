@@ -101,24 +101,26 @@ fn squared_error_is_the_cpus() {
 #[test]
 fn ranking_is_the_cpus() {
     let Some(emulation) = Emulation::get() else { return };
-    for sizes in [&[1][..], &[2, 5, 1, 40, 3], &[300, 7]] {
+    for (sizes, columns) in [(&[1][..], 1), (&[2, 5, 1, 40, 3], 1), (&[300, 7], 1), (&[300, 1, 7], 2)] {
         let groups: Vec<u32> = (0..=sizes.len()).map(|group| sizes[..group].iter().sum()).collect();
-        let positives: Vec<u32> = sizes.iter().map(|size| size / 2).collect();
+        let positives: Vec<u32> =
+            sizes.iter().flat_map(|size| (0..columns).map(move |column| (size - 1) / (column + 1))).collect();
         let sequences = groups[sizes.len()] as usize;
-        let (scores, gamma) = (numbers(1, DType::F32, sequences), 5.0);
+        let columns = columns as usize;
+        let (scores, gamma) = (numbers(1, DType::F32, sequences * columns), 5.0);
         let expected = cpu::ranking(&scores, &groups, &positives, gamma);
-        let mut gradient = vec![0.0; sequences];
+        let mut gradient = vec![0.0; sequences * columns];
         cpu::ranking_gradient(&scores, &groups, &positives, gamma, D_LOSS, &mut gradient);
         let mut bench = Bench::new(Extents { tokens: 0, sequences, groups: sizes.len(), predictions: 0 });
         let candidates = Candidates {
-            scores: bench.value("scores", DType::F32, Rows::Sequences, 1, &scores),
+            scores: bench.value("scores", DType::F32, Rows::Sequences, columns, &scores),
             groups: bench.memory.words("groups", &groups),
             positives: bench.memory.words("positives", &positives),
             gamma,
         };
         let d_loss = bench.value("d_loss", DType::F32, Rows::Fixed(1), 1, &[D_LOSS]);
         let loss = bench.output("loss", DType::F32, Rows::Fixed(1), 1);
-        let d_scores = bench.output("d_scores", DType::F32, Rows::Sequences, 1);
+        let d_scores = bench.output("d_scores", DType::F32, Rows::Sequences, columns);
         bench.run(emulation, |launches| {
             loss::ranking(launches, &candidates, loss);
             loss::ranking_gradient(launches, &candidates, d_loss, d_scores);

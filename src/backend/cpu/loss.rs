@@ -1,5 +1,6 @@
 //! The losses of MT-DNN (Liu et al. 2019, equations 6 to 9), each a mean, and their gradients.
 
+use std::iter::StepBy;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -65,20 +66,20 @@ pub fn squared_error_gradient(predictions: &[f32], targets: &[f32], d_loss: f32,
     }
 }
 
-/// The mean over groups of `-log softmax(gamma * scores)[positive]` within the group (equations 8 and 9).
+/// The mean over groups and columns of `-log softmax(gamma * scores)[positive]` within the group (equations 8 and 9).
 ///
-/// `groups` `[groups + 1]` holds the first candidate of each group and the end of the last, `positives` `[groups]` the
-/// number of the right candidate within its group.
+/// `scores` is `[candidates, columns]`; `groups` `[groups + 1]` holds the first candidate of each group and the end of
+/// the last, `positives` `[groups, columns]` the number of the right candidate within its group.
 pub fn ranking(scores: &[f32], groups: &[u32], positives: &[u32], gamma: f32) -> f32 {
-    assert!(!positives.is_empty(), "the mean loss of no groups");
-    let loss = |(candidates, positive): (Range<usize>, usize)| {
-        let softmax = Softmax::new(&scores[candidates], gamma);
-        softmax.log_sum - softmax.exponent(positive)
+    let loss = |query: Query| {
+        let softmax = Softmax::new(scores, query.candidates, gamma);
+        softmax.log_sum - softmax.exponent(query.positive)
     };
     (queries(scores, groups, positives).map(loss).sum::<f64>() / positives.len() as f64) as f32
 }
 
-/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
+/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / (groups columns)`, each group and column by
+/// itself.
 pub fn ranking_gradient(
     scores: &[f32],
     groups: &[u32],
@@ -89,51 +90,62 @@ pub fn ranking_gradient(
 ) {
     assert_eq!(scores.len(), d_scores.len(), "d_scores beside scores");
     let share = f64::from(gamma) * f64::from(d_loss) / positives.len() as f64;
-    for (candidates, positive) in queries(scores, groups, positives) {
-        let softmax = Softmax::new(&scores[candidates.clone()], gamma);
-        for (i, d) in d_scores[candidates].iter_mut().enumerate() {
+    for Query { candidates, positive } in queries(scores, groups, positives) {
+        let softmax = Softmax::new(scores, candidates.clone(), gamma);
+        for (i, index) in candidates.enumerate() {
             let probability = (softmax.exponent(i) - softmax.log_sum).exp();
-            *d = (share * (probability - f64::from(u8::from(i == positive)))) as f32;
+            d_scores[index] = (share * (probability - f64::from(u8::from(i == positive)))) as f32;
         }
     }
 }
 
-/// Each group's candidates and the number of the right one among them.
-fn queries<'a>(
-    scores: &[f32],
-    groups: &'a [u32],
-    positives: &'a [u32],
-) -> impl Iterator<Item = (Range<usize>, usize)> + 'a {
-    assert_eq!(groups.len(), positives.len() + 1, "ends of {} groups", positives.len());
-    let ends = (groups[0] as usize, groups[positives.len()] as usize);
+/// The candidates of one group in one column.
+struct Query {
+    /// Where their scores are.
+    candidates: StepBy<Range<usize>>,
+    /// The number of the right one among them.
+    positive: usize,
+}
+
+fn queries<'a>(scores: &[f32], groups: &'a [u32], positives: &'a [u32]) -> impl Iterator<Item = Query> + 'a {
+    let count = groups.len() - 1;
+    assert!(count > 0, "the mean loss of no groups");
+    let columns = positives.len() / count;
+    assert_eq!(positives.len(), count * columns, "right candidates of {count} groups");
+    let ends = (groups[0] as usize, groups[count] as usize * columns);
     assert_eq!(ends, (0, scores.len()), "groups that do not cover the scores");
-    groups.windows(2).zip(positives).map(|(ends, positive)| {
-        let candidates = ends[0] as usize..ends[1] as usize;
-        assert!((*positive as usize) < candidates.len(), "candidate {positive} of {}", candidates.len());
-        (candidates, *positive as usize)
+    groups.windows(2).zip(positives.chunks_exact(columns)).flat_map(move |(ends, positives)| {
+        let (start, end) = (ends[0] as usize, ends[1] as usize);
+        positives.iter().enumerate().map(move |(column, positive)| {
+            assert!((*positive as usize) < end - start, "candidate {positive} of {}", end - start);
+            let candidates = (start * columns + column..end * columns).step_by(columns);
+            Query { candidates, positive: *positive as usize }
+        })
     })
 }
 
-/// The softmax of a group's scores, in f64: groups are short.
+/// The softmax of some scores, in f64: groups are short.
 struct Softmax<'a> {
     scores: &'a [f32],
+    candidates: StepBy<Range<usize>>,
     gamma: f64,
     largest: f64,
     log_sum: f64,
 }
 
 impl<'a> Softmax<'a> {
-    fn new(scores: &'a [f32], gamma: f32) -> Self {
+    fn new(scores: &'a [f32], candidates: StepBy<Range<usize>>, gamma: f32) -> Self {
         let gamma = f64::from(gamma);
-        let largest = scores.iter().map(|score| gamma * f64::from(*score)).fold(f64::NEG_INFINITY, f64::max);
-        let mut softmax = Self { scores, gamma, largest, log_sum: 0.0 };
-        softmax.log_sum = (0..scores.len()).map(|i| softmax.exponent(i).exp()).sum::<f64>().ln();
-        softmax
+        let logits = candidates.clone().map(|index| gamma * f64::from(scores[index]));
+        let largest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = logits.map(|logit| (logit - largest).exp()).sum::<f64>().ln();
+        Self { scores, candidates, gamma, largest, log_sum }
     }
 
     /// The score's logit less the largest one.
     fn exponent(&self, i: usize) -> f64 {
-        self.gamma * f64::from(self.scores[i]) - self.largest
+        let index = self.candidates.clone().nth(i).expect("a candidate");
+        self.gamma * f64::from(self.scores[index]) - self.largest
     }
 }
 

@@ -147,17 +147,17 @@ struct Ranking {
     d_loss: Address,
     out: Address,
     gamma: f32,
-    unused: u32,
+    columns: u32,
 }
 
-/// Groups of candidates, of which one each is right.
+/// Groups of candidates, of which one each is right in each column of their scores.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates {
-    /// f32 `[sequences, 1]`
+    /// f32 `[candidates, columns]`
     pub scores: Operand,
-    /// First sequence of each group and the end of the last, u32 `[groups + 1]`
+    /// First candidate of each group and the end of the last, u32 `[groups + 1]`
     pub groups: Address,
-    /// The number of the right candidate within its group, u32 `[groups]`
+    /// The number of the right candidate within its group, u32 `[groups, columns]`
     pub positives: Address,
     /// What scores are multiplied by.
     pub gamma: f32,
@@ -174,12 +174,12 @@ impl Candidates {
             d_loss,
             out,
             gamma: self.gamma,
-            unused: 0,
+            columns: self.scores.cols,
         }
     }
 }
 
-/// The mean over groups of `-log softmax(gamma * scores)[positive]` within the group; NaN where a group has no such
+/// The mean over groups and columns of `-log softmax(gamma * scores)[positive]` within the group; NaN where a group has no such
 /// candidate.
 pub fn ranking(launches: &mut Launches, candidates: &Candidates, loss: Operand) {
     let groups = launches.extents.groups as u32;
@@ -189,7 +189,8 @@ pub fn ranking(launches: &mut Launches, candidates: &Candidates, loss: Operand) 
     mean(launches, losses, RowCount::new(crate::tensor::Rows::Groups), loss);
 }
 
-/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / groups`, each group by itself.
+/// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / (groups columns)`, each group and column by
+/// itself.
 pub fn ranking_gradient(
     launches: &mut Launches,
     candidates: &Candidates,
