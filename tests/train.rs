@@ -323,7 +323,7 @@ fn a_step_leaves_the_heads_of_other_tasks_alone() {
     let mut backend = CpuBackend::new();
     let mut trainer = setup.trainer(&TrainConfig { weight_decay: 0.1, ..config() }, SEED, &mut backend);
     let mut counts = [0; 4];
-    for _ in 0..trainer.batches_per_epoch() {
+    for _ in 0..trainer.sampler().batches(0) {
         let before: Vec<_> = (0..3).map(|task| head(&mut trainer, task)).collect();
         let report = trainer.step().unwrap();
         counts[0] += 1;
@@ -352,7 +352,7 @@ fn with_zero_gradients_a_head_moves_from_its_first_batch_on() {
     let mut backend = CpuBackend::new();
     let mut trainer = setup.trainer(&config, SEED, &mut backend);
     let (mut met, mut checked) = (BTreeSet::new(), 0);
-    for _ in 0..trainer.batches_per_epoch() {
+    for _ in 0..trainer.sampler().batches(0) {
         let before: Vec<_> = (0..3).map(|task| head(&mut trainer, task)).collect();
         let report = trainer.step().unwrap();
         for task in (0..3).filter(|&task| task != report.task) {

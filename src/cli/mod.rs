@@ -33,6 +33,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mtdnn_raw::train::config::ConfigValueError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -100,7 +101,8 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", explain(&error));
-            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+            let usage = error.chain().any(|cause| cause.is::<Usage>() || cause.is::<ConfigValueError>());
+            ExitCode::from(if usage { 2 } else { 1 })
         }
     }
 }

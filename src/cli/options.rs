@@ -6,6 +6,7 @@ use clap::Args;
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::data::{TaskEntry, glue};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, RunConfig};
+use mtdnn_raw::train::mix::{MixConfig, MixKind};
 use mtdnn_raw::train::schedule::ScheduleKind;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -104,9 +105,18 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "N")]
     max_steps: Option<u64>,
 
-    /// Examples in a batch. [default: 32]
+    /// Examples in a batch at most; 0 for no limit but that of --batch-tokens. [default: 32]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
+
+    /// Tokens in a batch at most, unless one example has more; 0 for no such limit. [default: 0]
+    #[arg(long, value_name = "N")]
+    batch_tokens: Option<usize>,
+
+    /// Sort so many of a task's shuffled examples by length, so that a batch is of like length; 0 to sort none.
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    bucket: Option<usize>,
 
     /// Batches whose gradients are summed before an update. [default: 1]
     #[arg(long, value_name = "N")]
@@ -160,6 +170,77 @@ pub(super) struct TrainFlags {
     /// Updates between two checkpoints; 0 for one after each epoch alone. [default: 0]
     #[arg(long, value_name = "STEPS")]
     checkpoint_every: Option<u64>,
+
+    #[command(flatten)]
+    mix: MixFlags,
+}
+
+/// `--mix` for the kind in the run file's `[train.mix]`, and a flag for each other key of it.
+#[derive(Args, Debug, Default)]
+struct MixFlags {
+    /// How the tasks are mixed: algorithm-1, proportional, square-root, temperature, annealed, uniform, weights, ratio,
+    /// main-last or every; in place of all that the run file says of it. [default: algorithm-1]
+    #[arg(long = "mix", value_name = "KIND", value_parser = named::<MixKind>)]
+    kind: Option<MixKind>,
+
+    /// The main task of ratio, main-last and every. [default: the first]
+    #[arg(long = "mix-main", value_name = "TASK")]
+    main: Option<String>,
+
+    /// Batches of other tasks for each of the main task, with --mix ratio.
+    #[arg(long = "mix-ratio", value_name = "X", allow_negative_numbers = true)]
+    ratio: Option<f64>,
+
+    /// Of how many batches one is the main task's, with --mix every.
+    #[arg(long = "mix-every", value_name = "N")]
+    every: Option<u32>,
+
+    /// How evenly tasks are drawn, with --mix temperature: 1 is proportional.
+    #[arg(long = "mix-temperature", value_name = "X", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+
+    /// Examples of a task that count at most, with --mix temperature.
+    #[arg(long = "mix-cap", value_name = "N")]
+    cap: Option<usize>,
+
+    /// Batches of an epoch of the kinds that draw tasks. [default: as many as one pass over all tasks has]
+    #[arg(long = "mix-batches-per-epoch", value_name = "N")]
+    batches_per_epoch: Option<usize>,
+
+    /// How often each task is drawn, with --mix weights.
+    #[arg(long = "mix-weights", value_delimiter = ',', value_name = "TASK=X,...", value_parser = weight)]
+    weights: Option<Vec<(String, f64)>>,
+}
+
+impl MixFlags {
+    fn apply(&self, mix: &mut MixConfig) -> Result<(), Usage> {
+        if let Some(kind) = self.kind {
+            *mix = MixConfig { kind, ..MixConfig::default() };
+        }
+        let Self { main, ratio, every, temperature, cap, batches_per_epoch, weights, .. } = self;
+        set_some(&mut mix.main, main);
+        set_some(&mut mix.ratio, ratio);
+        set_some(&mut mix.every, every);
+        set_some(&mut mix.temperature, temperature);
+        set_some(&mut mix.cap, cap);
+        set_some(&mut mix.batches_per_epoch, batches_per_epoch);
+        if let Some(weights) = weights {
+            mix.weights.clear();
+            for (task, weight) in weights {
+                if mix.weights.insert(task.clone(), *weight).is_some() {
+                    return Err(named_twice("--mix-weights", task));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `rte=0.5`.
+fn weight(text: &str) -> Result<(String, f64), String> {
+    let (task, weight) = text.split_once('=').ok_or("not TASK=X, a task and its weight")?;
+    let weight = weight.trim().parse().map_err(|_| format!("{weight:?} is not a number"))?;
+    Ok((task.trim().to_string(), weight))
 }
 
 /// The name of the run directory's copy of the settings.
@@ -272,7 +353,10 @@ impl RunArgs {
         set(&mut train.eval, &flags.eval);
         set(&mut train.patience, &flags.patience);
         set(&mut train.checkpoint_every, &flags.checkpoint_every);
-        train.dropout = flags.dropout.or(train.dropout);
+        set(&mut train.batch_tokens, &flags.batch_tokens);
+        set(&mut train.bucket, &flags.bucket);
+        set_some(&mut train.dropout, &flags.dropout);
+        flags.mix.apply(&mut train.mix)?;
         Ok(())
     }
 }
@@ -280,6 +364,13 @@ impl RunArgs {
 /// Takes a flag's value where it was given.
 pub(super) fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
     if let Some(flag) = flag {
+        value.clone_from(flag);
+    }
+}
+
+/// Takes a flag's value, where it was given, for one that may be missing.
+fn set_some<T: Clone>(value: &mut Option<T>, flag: &Option<T>) {
+    if flag.is_some() {
         value.clone_from(flag);
     }
 }
@@ -371,14 +462,30 @@ mod tests {
 
     #[test]
     fn every_key_of_train_has_a_flag() {
-        let config = TrainConfig { dropout: Some(0.1), ..TrainConfig::default() };
-        let table = toml::Table::try_from(config).unwrap();
+        let mix = MixConfig {
+            main: Some(String::new()),
+            ratio: Some(1.0),
+            every: Some(1),
+            temperature: Some(1.0),
+            cap: Some(1),
+            batches_per_epoch: Some(1),
+            weights: [(String::new(), 1.0)].into(),
+            kind: MixKind::Algorithm1,
+        };
+        let config = TrainConfig { dropout: Some(0.1), mix, ..TrainConfig::default() };
+        let mut table = toml::Table::try_from(config).unwrap();
+        let mix = table.remove("mix").unwrap();
+        let of_mix = mix.as_table().unwrap().keys().map(|key| match key.as_str() {
+            "kind" => "mix".to_string(),
+            key => format!("mix-{key}"),
+        });
+        let keys: Vec<String> = table.keys().cloned().chain(of_mix).collect();
         let command = TrainFlags::augment_args(Command::new("train"));
-        for key in table.keys() {
+        for key in &keys {
             let flag = key.replace('_', "-");
             assert!(command.get_arguments().any(|a| a.get_long() == Some(&flag)), "no flag --{flag}");
         }
-        assert_eq!(command.get_arguments().count(), table.len(), "a flag without a key");
+        assert_eq!(command.get_arguments().count(), keys.len(), "a flag without a key");
     }
 
     #[test]
@@ -387,6 +494,8 @@ mod tests {
             ("epochs", "7"),
             ("max_steps", "8"),
             ("batch_size", "9"),
+            ("batch_tokens", "900"),
+            ("bucket", "90"),
             ("accumulation", "3"),
             ("learning_rate", "0.25"),
             ("optimizer", "sgd"),
@@ -401,19 +510,66 @@ mod tests {
             ("patience", "4"),
             ("checkpoint_every", "5"),
         ];
+        let words =
+            flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
+        let config = applied(words, RunConfig::default()).unwrap();
+        let table = toml::Table::try_from(config.train).unwrap();
+        for (key, value) in flags {
+            assert_eq!(table[key].to_string().trim_matches('"'), value, "{key}");
+        }
+    }
+
+    fn applied(words: impl IntoIterator<Item = String>, mut config: RunConfig) -> anyhow::Result<RunConfig> {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
             args: TrainArgs,
         }
-        let words =
-            flags.iter().flat_map(|(key, value)| [format!("--{}", key.replace('_', "-")), value.to_string()]);
-        let line = <Line as clap::Parser>::parse_from(std::iter::once("train".to_string()).chain(words));
-        let mut config = RunConfig::default();
-        line.args.run.apply(&mut config).unwrap();
-        let table = toml::Table::try_from(config.train).unwrap();
-        for (key, value) in flags {
-            assert_eq!(table[key].to_string().trim_matches('"'), value, "{key}");
+        let words = std::iter::once("train".to_string()).chain(words);
+        let line = <Line as clap::Parser>::try_parse_from(words)?;
+        line.args.run.apply(&mut config)?;
+        Ok(config)
+    }
+
+    #[test]
+    fn flags_of_the_mix_override_its_keys() {
+        let saved = MixConfig { kind: MixKind::Ratio, ratio: Some(0.5), ..MixConfig::default() };
+        let mix = |line: &str| {
+            let train = TrainConfig { mix: saved.clone(), ..TrainConfig::default() };
+            let words = line.split(' ').map(str::to_string);
+            applied(words, RunConfig { train, ..RunConfig::default() }).map(|config| config.train.mix)
+        };
+        let main = |main: &str| Some(main.to_string());
+        assert_eq!(mix("--mix-main rte").unwrap(), MixConfig { main: main("rte"), ..saved.clone() });
+        assert_eq!(mix("--mix-ratio 2").unwrap(), MixConfig { ratio: Some(2.0), ..saved.clone() });
+        let kind = |kind| MixConfig { kind, ..MixConfig::default() };
+        assert_eq!(mix("--mix uniform").unwrap(), kind(MixKind::Uniform), "the old kind's keys are gone");
+        assert_eq!(
+            mix("--mix temperature --mix-temperature 5 --mix-cap 9 --mix-batches-per-epoch 7").unwrap(),
+            MixConfig {
+                temperature: Some(5.0),
+                cap: Some(9),
+                batches_per_epoch: Some(7),
+                ..kind(MixKind::Temperature)
+            }
+        );
+        assert_eq!(
+            mix("--mix every --mix-every 10").unwrap(),
+            MixConfig { every: Some(10), ..kind(MixKind::Every) }
+        );
+        let weights = [("rte".to_string(), 0.5), ("cola".to_string(), 2.0)].into();
+        assert_eq!(
+            mix("--mix weights --mix-weights rte=0.5,cola=2").unwrap(),
+            MixConfig { weights, ..kind(MixKind::Weights) }
+        );
+        for (line, word) in [
+            ("--mix weights --mix-weights rte", "TASK=X"),
+            ("--mix weights --mix-weights rte=x", "\"x\" is not a number"),
+            ("--mix weights --mix-weights rte=1,rte=2", "named twice"),
+            ("--mix most", "unknown variant"),
+        ] {
+            let error = mix(line).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The arrays that a step reads: a batch of one task's examples, packed without padding.
 
+use super::batching::Batching;
 use super::dataset::{Dataset, Label};
 use super::packing::Packing;
 
@@ -216,21 +217,28 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// What holds any `size` examples of `dataset`, its `size` longest ones, in lines of `line` rows.
-    pub fn of(dataset: &Dataset, size: usize, line: usize) -> Self {
-        let sum_of_largest = |mut counts: Vec<usize>| {
-            counts.sort_unstable_by(|a, b| b.cmp(a));
-            counts.iter().take(size).sum()
-        };
-        let tokens = sum_of_largest((0..dataset.len()).map(|example| dataset.tokens_of(example)).collect());
-        let sequences =
-            sum_of_largest((0..dataset.len()).map(|example| dataset.sequences_of(example).len()).collect());
-        Self {
-            tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()),
-            sequences,
+    /// What holds any batch that `batching` makes of `dataset`, in lines of `line` rows.
+    pub fn of(dataset: &Dataset, batching: &Batching, line: usize) -> Self {
+        let size = if batching.examples == 0 { dataset.len() } else { batching.examples };
+        let tokens = Counts::of((0..dataset.len()).map(|example| dataset.tokens_of(example)));
+        let sequences = Counts::of((0..dataset.len()).map(|example| dataset.sequences_of(example).len()));
+        let mut capacity = Self {
+            tokens: tokens.of_largest(size),
+            sequences: sequences.of_largest(size).min(MAX_SEQUENCE),
             groups: size.min(dataset.len()),
-            predictions: sum_of_largest((0..dataset.len()).map(|e| dataset.marked_of(e)).collect()),
+            predictions: Counts::of((0..dataset.len()).map(|e| dataset.marked_of(e))).of_largest(size),
+        };
+        if batching.tokens > 0 {
+            // A batch is an example by itself, or keeps to the limit.
+            let lengths = Counts::of((0..dataset.sequences()).map(|number| dataset.sequence(number).len()));
+            let fitting = lengths.fitting(batching.tokens).max(sequences.of_largest(1));
+            capacity.tokens = capacity.tokens.min(batching.tokens.max(tokens.of_largest(1)));
+            capacity.sequences = capacity.sequences.min(fitting);
+            capacity.groups = capacity.groups.min(tokens.fitting(batching.tokens).max(1));
+            capacity.predictions = capacity.predictions.min(capacity.tokens);
         }
+        let Self { tokens, sequences, .. } = capacity;
+        Self { tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()), ..capacity }
     }
 
     /// The least that holds whatever `self` or `other` holds.
@@ -241,6 +249,28 @@ impl Capacity {
             groups: self.groups.max(other.groups),
             predictions: self.predictions.max(other.predictions),
         }
+    }
+}
+
+/// Numbers, the largest first.
+struct Counts(Vec<usize>);
+
+impl Counts {
+    fn of(counts: impl Iterator<Item = usize>) -> Self {
+        let mut counts: Vec<usize> = counts.collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        Self(counts)
+    }
+
+    fn of_largest(&self, size: usize) -> usize {
+        self.0.iter().take(size).sum()
+    }
+
+    /// How many there can be whose sum is no more than `most`.
+    fn fitting(&self, most: usize) -> usize {
+        let mut left = most;
+        let fits = |&&count: &&usize| left.checked_sub(count).inspect(|&rest| left = rest).is_some();
+        self.0.iter().rev().take_while(fits).count()
     }
 }
 
@@ -311,7 +341,7 @@ mod tests {
     #[test]
     fn capacity_is_the_largest_that_any_examples_need() {
         let dataset = dataset();
-        let capacity = Capacity::of(&dataset, 2, 1);
+        let capacity = Capacity::of(&dataset, &Batching::of(2), 1);
         assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2, predictions: 0 });
         let mut batch = Batch::with_capacity(capacity, 1);
         let before = batch.ids.as_ptr();
@@ -320,6 +350,24 @@ mod tests {
             assert!(batch.tokens() <= capacity.tokens && batch.sequences() <= capacity.sequences);
         }
         assert_eq!(batch.ids.as_ptr(), before, "the buffer moved");
-        assert_eq!(Capacity::of(&dataset, 99, 1).groups, 3);
+        assert_eq!(Capacity::of(&dataset, &Batching::of(99), 1).groups, 3);
+    }
+
+    #[test]
+    fn a_limit_of_tokens_bounds_the_capacity() {
+        let dataset = dataset();
+        // The examples have 5, 3 and 15 tokens, the last in three sequences of 5.
+        for (limits, tokens, sequences, groups) in [
+            ((0, 8), 15, 3, 2),
+            ((0, 7), 15, 3, 1),
+            ((0, 1), 15, 3, 1),
+            ((0, 18), 18, 4, 2),
+            ((0, 99), 23, 5, 3),
+            ((1, 18), 15, 3, 1),
+        ] {
+            let batching = Batching { examples: limits.0, tokens: limits.1, bucket: 0 };
+            let expected = Capacity { tokens, sequences, groups, predictions: 0 };
+            assert_eq!(Capacity::of(&dataset, &batching, 1), expected, "{limits:?}");
+        }
     }
 }

@@ -106,6 +106,9 @@ pub struct TaskEntry {
     /// The options of `head = "san"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub san: Option<SanSpec>,
+    /// Examples of its training batches, in place of `[train]`'s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
 }
 
 /// What reads a task's answer off the encoder.
@@ -153,6 +156,10 @@ impl TaskEntry {
         self.no_span_options(spec.kind)?;
         spec.gamma = self.gamma.unwrap_or(spec.gamma);
         spec.relevance = self.relevance.unwrap_or(spec.relevance);
+        if self.batch_size == Some(0) {
+            return Err(self.wrong("batch_size is 0; give 1 or more, or leave it out".to_string()));
+        }
+        spec.batch_size = self.batch_size;
         spec.validate()?;
         Ok(spec)
     }

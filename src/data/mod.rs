@@ -13,7 +13,8 @@
 //! | [`tokenizer`] | text into token ids, BERT's way |
 //! | [`dataset`], [`cache`] | a split, tokenised once and kept |
 //! | [`marks`] | the tokens that are labelled, or may begin or end an answer |
-//! | [`sampler`] | which examples go into which batch, in what order |
+//! | [`batching`] | how a task's examples are cut into batches |
+//! | [`sampler`] | which task comes when, with which of its batches |
 //! | [`batch`] | the packed arrays that a step reads |
 //!
 //! And the way of raw text, for pre-training:
@@ -26,6 +27,7 @@
 //! | [`masked_batch`] | the packed arrays of a pre-training step |
 
 pub mod batch;
+pub mod batching;
 pub mod cache;
 pub mod corpus;
 pub mod custom;
@@ -54,6 +56,7 @@ mod windows;
 mod words;
 
 pub use batch::{Batch, Capacity};
+pub use batching::Batching;
 pub use corpus::Corpus;
 pub use custom::{HeadKind, TaskEntry};
 pub use dataset::{Answer, Dataset, Example, Label, Passage, Text};
@@ -63,7 +66,7 @@ pub use masked_batch::MaskedBatch;
 pub use masking::Masking;
 pub use packing::Packing;
 pub use reader::Skipped;
-pub use sampler::Sampler;
+pub use sampler::{Mix, Sampler};
 pub use san::SanSpec;
 pub use task::{MetricKind, Relevance, SourceFile, SpanOptions, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;

@@ -1,63 +1,311 @@
-//! Which examples go into which batch, and in what order.
+//! Which task comes when, and which of its examples go into the batch.
 
 use std::ops::Range;
 
-use super::batch::MAX_SEQUENCE;
+use super::batching::Batching;
 use super::dataset::Dataset;
 use crate::random::Random;
 
 /// What an order is for: keeps the streams of [`Random`] apart.
-const EXAMPLES: u32 = 0x5341_0000;
 const BATCHES: u32 = 0x5342_0000;
+const TASKS: u32 = 0x5343_0000;
 
-/// MT-DNN's Algorithm 1 (Liu et al. 2019, arXiv 1901.11504): in every epoch each task's examples are cut into
-/// batches, and the batches of all tasks are shuffled together, so that a task is drawn in proportion to its size.
-/// The examples are reshuffled before they are cut, in every epoch.
-#[derive(Clone, Debug)]
-pub struct Sampler {
-    seed: u64,
-    batch_size: usize,
-    sizes: Vec<usize>,
+/// How the batches of several tasks are mixed. Tasks are numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mix {
+    /// MT-DNN's Algorithm 1 (Liu et al. 2019, arXiv 1901.11504): an epoch is all batches of all tasks, shuffled
+    /// together, so that a task is drawn in proportion to its size.
+    Algorithm1,
+    /// All batches of the main task and of the other tasks' at random as many as `ratio` times that, or all if there
+    /// are not so many; shuffled together (Xu et al. 2019, arXiv 1809.06963).
+    Ratio {
+        /// The main task.
+        main: usize,
+        /// Batches of others for each of the main task.
+        ratio: f64,
+    },
+    /// All batches, those of the main task after all others, as the reference's `mix_opt` has it.
+    MainLast {
+        /// The main task.
+        main: usize,
+    },
+    /// Each batch's task is drawn with a chance in proportion to a power of its number of examples.
+    Power {
+        /// The exponent in the first epoch.
+        first: f64,
+        /// The exponent in the last; between, it goes in equal steps.
+        last: f64,
+        /// Examples of a task that count at most; 0 for no such limit.
+        cap: usize,
+    },
+    /// Each batch's task is drawn with a chance in proportion to a number of its own.
+    Weights(Vec<f64>),
+    /// Every so-many-th batch of the run is the main task's, the others are drawn from the other tasks, one as likely as
+    /// the other (Subramanian et al. 2018, arXiv 1804.00079).
+    Every {
+        /// The main task.
+        main: usize,
+        /// Of how many batches one is its own.
+        every: u32,
+    },
 }
 
-impl Sampler {
-    /// Batches of `batch_size` examples, the last of a task possibly fewer, from tasks with `sizes` examples.
+/// Draws a run's batches, epoch by epoch, as a function of the seed alone.
+///
+/// A task's batches follow one another in passes: each example once, then all again in another order. Whatever draws a
+/// task takes its next batch, so that no example is drawn twice before all have been drawn once, in whichever epoch.
+#[derive(Clone, Debug)]
+pub struct Sampler<'a> {
+    seed: u64,
+    mix: Mix,
+    epochs: u32,
+    /// Batches an epoch of the kinds that could go on for ever.
+    length: usize,
+    tasks: Vec<Task<'a>>,
+}
+
+#[derive(Clone, Debug)]
+struct Task<'a> {
+    dataset: &'a Dataset,
+    batching: Batching,
+    /// Batches of a pass, where all have the same.
+    batches: Option<usize>,
+}
+
+impl<'a> Sampler<'a> {
+    /// Mixes `tasks`, each with its examples and how they make batches, over so many epochs. An epoch of the kinds that
+    /// draw tasks has `length` batches; as many as one pass over each task if not said.
     ///
     /// # Panics
-    /// If `batch_size` is 0.
-    pub fn new(seed: u64, batch_size: usize, sizes: Vec<usize>) -> Self {
-        assert!(batch_size > 0, "a batch of no examples");
-        Self { seed, batch_size, sizes }
+    /// If a task has no examples, or `mix` names one that is not there.
+    pub fn new(
+        seed: u64,
+        mix: Mix,
+        epochs: u32,
+        length: Option<usize>,
+        tasks: Vec<(&'a Dataset, Batching)>,
+    ) -> Self {
+        match &mix {
+            Mix::Ratio { main, .. } | Mix::MainLast { main } | Mix::Every { main, .. } => {
+                assert!(*main < tasks.len(), "task {main} of {}", tasks.len());
+            }
+            Mix::Weights(weights) => assert_eq!(weights.len(), tasks.len(), "a weight for each task"),
+            Mix::Algorithm1 | Mix::Power { .. } => {}
+        }
+        let task = |(dataset, batching): (&'a Dataset, Batching)| {
+            assert!(!dataset.is_empty(), "a task without examples");
+            Task { dataset, batching, batches: batching.batches_of_any_pass(dataset) }
+        };
+        let mut sampler = Self { seed, mix, epochs, length: 0, tasks: tasks.into_iter().map(task).collect() };
+        let one_pass = || (0..sampler.tasks.len()).map(|task| sampler.batches_of_pass(task, 0)).sum();
+        sampler.length = length.unwrap_or_else(one_pass);
+        sampler
     }
 
-    /// The number of batches in an epoch, the same in each.
-    pub fn batches(&self) -> usize {
-        self.sizes.iter().map(|size| size.div_ceil(self.batch_size)).sum()
+    /// The tasks' examples, and how they make batches.
+    pub fn sets(&self) -> impl Iterator<Item = (&'a Dataset, &Batching)> {
+        self.tasks.iter().map(|task| (task.dataset, &task.batching))
+    }
+
+    /// The number of batches in an epoch. Only a limit of tokens makes it another one in each.
+    pub fn batches(&self, epoch: u32) -> usize {
+        let of_pass = |task| self.batches_of_pass(task, epoch);
+        match self.mix {
+            Mix::Algorithm1 | Mix::MainLast { .. } => (0..self.tasks.len()).map(of_pass).sum(),
+            Mix::Ratio { main, ratio } => of_pass(main) + self.auxiliary(main, ratio, of_pass(main)),
+            Mix::Power { .. } | Mix::Weights(_) | Mix::Every { .. } => self.length,
+        }
     }
 
     /// The number of batches of each task in an epoch.
-    pub fn batches_of(&self, task: usize) -> usize {
-        self.sizes[task].div_ceil(self.batch_size)
+    pub fn batches_of_each(&self, epoch: u32) -> Vec<usize> {
+        let mut counts = vec![0; self.tasks.len()];
+        self.order(epoch).into_iter().for_each(|(task, _)| counts[task] += 1);
+        counts
+    }
+
+    /// The chance of each task to be drawn; `None` of the kinds that count batches instead.
+    pub fn chances(&self, epoch: u32) -> Option<Vec<f64>> {
+        let others = (self.tasks.len() - 1) as f64;
+        let weights: Vec<f64> = match &self.mix {
+            Mix::Algorithm1 | Mix::MainLast { .. } | Mix::Ratio { .. } => return None,
+            Mix::Power { first, last, cap } => {
+                let done = f64::from(epoch) / f64::from(self.epochs.saturating_sub(1).max(1));
+                let exponent = first + (last - first) * done;
+                let counted = |size: usize| if *cap == 0 { size } else { size.min(*cap) };
+                self.tasks.iter().map(|task| (counted(task.dataset.len()) as f64).powf(exponent)).collect()
+            }
+            Mix::Weights(weights) => weights.clone(),
+            Mix::Every { main, every } => {
+                let own = 1.0 / f64::from(*every);
+                let chance = |task| if task == *main { own } else { (1.0 - own) / others };
+                (0..self.tasks.len()).map(chance).collect()
+            }
+        };
+        let sum: f64 = weights.iter().sum();
+        Some(weights.into_iter().map(|weight| weight / sum).collect())
     }
 
     /// The batches of an epoch: a function of the seed and the epoch alone. An interrupted run goes on exactly from
     /// `(epoch, index of the next batch)`.
     pub fn epoch(&self, epoch: u32) -> Epoch {
-        let mut orders = Vec::with_capacity(self.sizes.len());
-        let mut batches = Vec::with_capacity(self.batches());
-        for (task, &size) in self.sizes.iter().enumerate() {
-            let mut order: Vec<u32> = (0..size as u32).collect();
-            Random::new(self.seed, [epoch, EXAMPLES | task as u32]).shuffle(&mut order);
-            orders.push(order);
-            batches.extend(
-                (0..size)
-                    .step_by(self.batch_size)
-                    .map(|start| (task, start..size.min(start + self.batch_size))),
-            );
-        }
-        Random::new(self.seed, [epoch, BATCHES]).shuffle(&mut batches);
+        let order = self.order(epoch);
+        let mut counts = vec![0; self.tasks.len()];
+        order.iter().for_each(|&(task, _)| counts[task] += 1);
+        let begun = self.begun(epoch);
+        let (orders, ranges): (Vec<_>, Vec<_>) = (0..self.tasks.len())
+            .map(|task| {
+                let (pass, skipped) = begun[task];
+                self.stretch(task, pass, skipped, counts[task])
+            })
+            .unzip();
+        let batches =
+            order.into_iter().map(|(task, number)| (task, Range::clone(&ranges[task][number]))).collect();
         Epoch { orders, batches }
     }
+
+    /// The task of each batch of an epoch, and which of the task's batches in the epoch it is.
+    fn order(&self, epoch: u32) -> Vec<(usize, usize)> {
+        let all = |task| (0..self.batches_of_pass(task, epoch)).map(move |number| (task, number));
+        let others = |main| (0..self.tasks.len()).filter(move |&task| task != main);
+        let mut random = Random::new(self.seed, [epoch, BATCHES]);
+        match self.mix {
+            Mix::Algorithm1 => {
+                let mut order: Vec<_> = (0..self.tasks.len()).flat_map(all).collect();
+                random.shuffle(&mut order);
+                order
+            }
+            Mix::MainLast { main } => {
+                let mut order: Vec<_> = others(main).flat_map(all).collect();
+                random.shuffle(&mut order);
+                let mut last: Vec<_> = all(main).collect();
+                random.shuffle(&mut last);
+                order.extend(last);
+                order
+            }
+            Mix::Ratio { main, ratio } => {
+                let mut order: Vec<_> = all(main).collect();
+                let count = self.auxiliary(main, ratio, order.len());
+                let mut pool: Vec<usize> = others(main)
+                    .flat_map(|task| std::iter::repeat_n(task, self.batches_of_pass(task, 0)))
+                    .collect();
+                random.shuffle(&mut pool);
+                order.extend(numbered(self.tasks.len(), pool.into_iter().take(count)));
+                random.shuffle(&mut order);
+                order
+            }
+            Mix::Power { .. } | Mix::Weights(_) | Mix::Every { .. } => {
+                numbered(self.tasks.len(), self.draw(epoch)).collect()
+            }
+        }
+    }
+
+    /// The task of each batch of an epoch of a kind that draws tasks.
+    fn draw(&self, epoch: u32) -> impl Iterator<Item = usize> {
+        let mut random = Random::new(self.seed, [epoch, TASKS]);
+        let mut chances = self.chances(epoch).expect("a kind with chances");
+        let own = match self.mix {
+            Mix::Every { main, every } => {
+                chances[main] = 0.0;
+                Some((main, u64::from(every)))
+            }
+            _ => None,
+        };
+        let sum: f64 = chances.iter().sum();
+        let mut upto = 0.0;
+        let bounds: Vec<f64> = chances
+            .iter()
+            .map(|chance| {
+                upto += chance / sum;
+                upto
+            })
+            .collect();
+        // What rounding leaves above the last bound is the last task's that can be drawn.
+        let last = chances.iter().rposition(|&chance| chance > 0.0).expect("a task with a chance");
+        let before = u64::from(epoch) * self.length as u64;
+        (0..self.length as u64).map(move |index| match own {
+            Some((main, every)) if (before + index + 1).is_multiple_of(every) => main,
+            _ => {
+                let place = f64::from(random.word()) / 2_f64.powi(32);
+                bounds.partition_point(|&bound| bound <= place).min(last)
+            }
+        })
+    }
+
+    /// Batches of other tasks beside `own` of the main task's in an epoch of [`Mix::Ratio`].
+    fn auxiliary(&self, main: usize, ratio: f64, own: usize) -> usize {
+        let others = (0..self.tasks.len()).filter(|&task| task != main);
+        let all: usize = others.map(|task| self.batches_of_pass(task, 0)).sum();
+        // The products of decimals fall a little short of whole numbers: 0.29 * 100.
+        all.min((ratio * own as f64 + 1e-9) as usize)
+    }
+
+    /// Whether each epoch is one pass over a task's examples.
+    fn in_step(&self, task: usize) -> bool {
+        match self.mix {
+            Mix::Algorithm1 | Mix::MainLast { .. } => true,
+            Mix::Ratio { main, .. } => task == main,
+            Mix::Power { .. } | Mix::Weights(_) | Mix::Every { .. } => false,
+        }
+    }
+
+    /// The pass of each task in which an epoch begins, and the batches of it that earlier epochs have drawn.
+    fn begun(&self, epoch: u32) -> Vec<(u32, usize)> {
+        let mut drawn = vec![0; self.tasks.len()];
+        if (0..self.tasks.len()).any(|task| !self.in_step(task)) {
+            for earlier in 0..epoch {
+                let counts = self.batches_of_each(earlier);
+                drawn.iter_mut().zip(counts).for_each(|(drawn, count)| *drawn += count);
+            }
+        }
+        let place = |(task, drawn): (usize, usize)| match self.tasks[task].batches {
+            _ if self.in_step(task) => (epoch, 0),
+            Some(batches) => ((drawn / batches) as u32, drawn % batches),
+            None => {
+                let (mut pass, mut left) = (0, drawn);
+                loop {
+                    let batches = self.batches_of_pass(task, pass);
+                    if left < batches {
+                        return (pass, left);
+                    }
+                    left -= batches;
+                    pass += 1;
+                }
+            }
+        };
+        drawn.into_iter().enumerate().map(place).collect()
+    }
+
+    /// `count` batches of a task from one of a pass on: examples, and the part of them that each batch is.
+    fn stretch(&self, task: usize, pass: u32, skipped: usize, count: usize) -> (Vec<u32>, Vec<Range<usize>>) {
+        let (mut examples, mut batches): (Vec<u32>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
+        let Task { dataset, batching, .. } = &self.tasks[task];
+        for (pass, skipped) in std::iter::once((pass, skipped)).chain((pass + 1..).map(|pass| (pass, 0))) {
+            if batches.len() >= count {
+                break;
+            }
+            let next = batching.pass(dataset, self.seed, task, pass);
+            let offset = examples.len();
+            let moved = |batch: &Range<usize>| batch.start + offset..batch.end + offset;
+            batches.extend(next.batches[skipped..].iter().map(moved));
+            examples.extend(next.order);
+        }
+        (examples, batches)
+    }
+
+    fn batches_of_pass(&self, task: usize, pass: u32) -> usize {
+        let Task { dataset, batching, batches } = &self.tasks[task];
+        batches.unwrap_or_else(|| batching.pass(dataset, self.seed, task, pass).batches.len())
+    }
+}
+
+/// Each task with how often it came before.
+fn numbered(tasks: usize, order: impl Iterator<Item = usize>) -> impl Iterator<Item = (usize, usize)> {
+    let mut counts = vec![0; tasks];
+    order.map(move |task| {
+        counts[task] += 1;
+        (task, counts[task] - 1)
+    })
 }
 
 /// The batches of one epoch in order.
@@ -90,84 +338,5 @@ impl Epoch {
     }
 }
 
-/// Every example of `dataset` once, for evaluation: those of like length together, the longest first, as many to a
-/// batch as fit into `tokens` (a single example may exceed it). The numbers are the examples' places in the file.
-pub fn evaluation_batches(dataset: &Dataset, tokens: usize) -> Vec<Vec<u32>> {
-    let mut order: Vec<u32> = (0..dataset.len() as u32).collect();
-    // A stable sort: examples of one length stay in the file's order.
-    order.sort_by_key(|&example| std::cmp::Reverse(dataset.tokens_of(example as usize)));
-    let mut batches: Vec<Vec<u32>> = Vec::new();
-    let (mut used, mut sequences) = (0, 0);
-    for example in order {
-        let (more, more_sequences) =
-            (dataset.tokens_of(example as usize), dataset.sequences_of(example as usize).len());
-        if batches.is_empty() || used + more > tokens || sequences + more_sequences > MAX_SEQUENCE {
-            batches.push(Vec::new());
-            (used, sequences) = (0, 0);
-        }
-        batches.last_mut().expect("one was pushed above").push(example);
-        used += more;
-        sequences += more_sequences;
-    }
-    batches
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::dataset::Label;
-
-    #[test]
-    fn an_epoch_holds_every_example_once() {
-        let sampler = Sampler::new(2018, 4, vec![10, 3, 0, 8]);
-        let epoch = sampler.epoch(0);
-        assert_eq!((epoch.len(), sampler.batches()), (6, 6));
-        let mut seen = vec![Vec::new(); 4];
-        let mut sizes = vec![Vec::new(); 4];
-        for (task, examples) in epoch.from(0) {
-            seen[task].extend_from_slice(examples);
-            sizes[task].push(examples.len());
-        }
-        for (task, size) in [10, 3, 0, 8].into_iter().enumerate() {
-            seen[task].sort();
-            assert_eq!(seen[task], (0..size).collect::<Vec<u32>>());
-            sizes[task].sort_by(|a, b| b.cmp(a));
-            assert_eq!(sizes[task].len(), sampler.batches_of(task));
-        }
-        assert_eq!(sizes, [vec![4, 4, 2], vec![3], vec![], vec![4, 4]]);
-    }
-
-    #[test]
-    fn orders_follow_from_seed_and_epoch_alone() {
-        let sampler = Sampler::new(2018, 4, vec![100, 60]);
-        assert_eq!(sampler.epoch(3), sampler.epoch(3));
-        assert_ne!(sampler.epoch(3), sampler.epoch(4));
-        assert_ne!(sampler.epoch(3), Sampler::new(2019, 4, vec![100, 60]).epoch(3));
-        let (third, fourth) = (sampler.epoch(3), sampler.epoch(4));
-        assert_ne!(third.orders[0], fourth.orders[0], "examples are reshuffled");
-        assert_ne!(third.orders[0][..60], third.orders[1], "tasks are shuffled apart");
-        let rest: Vec<_> = third.from(7).collect();
-        assert_eq!(rest, (7..third.len()).map(|index| third.batch(index)).collect::<Vec<_>>());
-        assert_eq!(rest.len(), 40 - 7);
-    }
-
-    #[test]
-    fn tasks_are_interleaved() {
-        // 50 batches each; the expected number of changes of task along the epoch is 50, standard deviation 5.
-        let epoch = Sampler::new(1, 2, vec![100, 100]).epoch(0);
-        let tasks: Vec<usize> = epoch.from(0).map(|(task, _)| task).collect();
-        let changes = tasks.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        assert!((25..=75).contains(&changes), "{changes} changes of task in 100 batches");
-    }
-
-    #[test]
-    fn evaluation_sorts_by_length_under_a_budget() {
-        let mut dataset = Dataset::new();
-        for length in [3, 9, 4, 20, 3, 5] {
-            dataset.push_sequence(&vec![1; length], length as u32);
-            dataset.finish_example(Label::None);
-        }
-        assert_eq!(evaluation_batches(&dataset, 12), [vec![3], vec![1], vec![5, 2, 0], vec![4]]);
-        assert_eq!(evaluation_batches(&Dataset::new(), 12), Vec::<Vec<u32>>::new());
-    }
-}
+mod tests;

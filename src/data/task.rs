@@ -227,6 +227,9 @@ pub struct TaskSpec {
     /// How texts are cut and answers are chosen; `None` unless the kind is [`TaskKind::Span`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<SpanOptions>,
+    /// Examples of its training batches at most, in place of the run's number.
+    #[serde(skip)]
+    pub batch_size: Option<usize>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
@@ -276,6 +279,7 @@ impl TaskSpec {
             shares: None,
             san: None,
             span: (kind == TaskKind::Span).then(SpanOptions::default),
+            batch_size: None,
             files: Vec::new(),
         }
     }

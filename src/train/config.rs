@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::mix::MixConfig;
 use super::pretrain::PretrainConfig;
 use super::schedule::ScheduleKind;
 use crate::backend::Rule;
@@ -74,8 +75,12 @@ pub struct TrainConfig {
     pub epochs: u32,
     /// Stop after this many updates, whatever the epoch; 0 for no such limit.
     pub max_steps: u64,
-    /// Examples a batch.
+    /// Examples a batch at most; 0 for no limit but that of tokens.
     pub batch_size: usize,
+    /// Tokens a batch at most, unless one example has more; 0 for no such limit.
+    pub batch_tokens: usize,
+    /// Examples of a task that are sorted by length before they are cut into batches; 0 to sort none.
+    pub bucket: usize,
     /// Batches whose gradients are summed before an update.
     pub accumulation: u32,
     /// The schedule's peak.
@@ -103,6 +108,8 @@ pub struct TrainConfig {
     pub patience: u32,
     /// Updates between two checkpoints; 0 for one at the end of each epoch alone.
     pub checkpoint_every: u64,
+    /// How the tasks' batches are mixed.
+    pub mix: MixConfig,
 }
 
 impl Default for TrainConfig {
@@ -111,6 +118,8 @@ impl Default for TrainConfig {
             epochs: 5,
             max_steps: 0,
             batch_size: 32,
+            batch_tokens: 0,
+            bucket: 0,
             accumulation: 1,
             learning_rate: 5e-5,
             optimizer: Rule::Adamax,
@@ -124,6 +133,7 @@ impl Default for TrainConfig {
             eval: EvalEvery::Epoch,
             patience: 0,
             checkpoint_every: 0,
+            mix: MixConfig::default(),
         }
     }
 }
@@ -257,8 +267,8 @@ impl TrainConfig {
         if self.epochs == 0 {
             return fail("epochs", "0 epochs train nothing; give 1 or more".into());
         }
-        if self.batch_size == 0 {
-            return fail("batch_size", "0 examples are no batch; 32 is usual".into());
+        if self.batch_size == 0 && self.batch_tokens == 0 {
+            return fail("batch_size", "0 examples are no batch; 32 is usual, or give batch_tokens".into());
         }
         if self.max_length < 4 {
             let problem =
@@ -268,6 +278,6 @@ impl TrainConfig {
         if self.max_length > MAX_SEQUENCE {
             return fail("max_length", format!("{} tokens; {MAX_SEQUENCE} is the most", self.max_length));
         }
-        Ok(())
+        self.mix.validate()
     }
 }

@@ -1,5 +1,6 @@
 //! What makes training impossible.
 
+use super::config::ConfigValueError;
 use crate::backend::{BackendError, Sizes};
 
 /// What makes training impossible.
@@ -8,6 +9,9 @@ pub enum TrainError {
     /// The backend failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A setting does not go with the tasks.
+    #[error("{0}")]
+    Setting(#[from] ConfigValueError),
     /// The device has not the memory for the plan.
     #[error(
         "out of memory: {asked} bytes are needed, {arena} of them for the values of a batch of {batch_size}, and \

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{entities, metrics, spans};
 use crate::backend::{Backend, BackendError, StepScalars};
 use crate::data::batch::NO_LABEL;
-use crate::data::sampler::evaluation_batches;
-use crate::data::{Batch, Capacity, Dataset, Label, MetricKind, Packing, TaskKind, TaskSpec};
+use crate::data::batching::evaluation_batches;
+use crate::data::{Batch, Batching, Capacity, Dataset, Label, MetricKind, Packing, TaskKind, TaskSpec};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Extents, Var};
 
@@ -119,9 +119,9 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
     capacity
 }
 
-/// The room that training on batches of `batch_size` examples of a set needs, in lines of `line` rows.
-pub fn training_capacity(dataset: &Dataset, batch_size: usize, line: usize) -> Extents {
-    let Capacity { tokens, sequences, groups, predictions } = Capacity::of(dataset, batch_size, line);
+/// The room that training on such batches of a set needs, in lines of `line` rows.
+pub fn training_capacity(dataset: &Dataset, batching: &Batching, line: usize) -> Extents {
+    let Capacity { tokens, sequences, groups, predictions } = Capacity::of(dataset, batching, line);
     Extents { tokens, sequences, groups, predictions }
 }
 

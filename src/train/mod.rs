@@ -6,7 +6,8 @@
 //! | [`prepare`] | what it names: tasks, token ids, an encoder |
 //! | [`run`], [`monitor`], `keeper`, `settings` | a whole run and its directory; what it tells, and what it writes down |
 //! | [`pretrain`] | stage one: masked words and next sentences |
-//! | [`trainer`], [`error`], `coverage` | the loop: Algorithm 1, steps, updates, when to measure and to save; what makes it impossible |
+//! | [`mix`] | which task comes how often |
+//! | [`trainer`], [`error`], `coverage` | the loop: steps, updates, when to measure and to save; what makes it impossible |
 //! | [`check`] | one step on two backends, operation by operation |
 //! | `groups` | what of the parameters an update takes together |
 //! | [`schedule`] | the learning rate of every update |
@@ -28,6 +29,7 @@ mod keeper;
 pub mod lock;
 pub mod log;
 pub mod metrics;
+pub mod mix;
 pub mod monitor;
 pub mod prepare;
 pub mod pretrain;

@@ -18,6 +18,7 @@ use super::config::RunConfig;
 use super::evaluate::Evaluation;
 use super::keeper::{self, Keeper};
 use super::lock::Lock;
+use super::mix::MixConfig;
 use super::monitor::{Event, Monitor};
 use super::prepare::Start;
 use super::prepare::{self, Prepared};
@@ -89,9 +90,17 @@ pub fn run(
         let note = "the pooler is left as it is: every head reads all tokens, and none the pooled vector";
         monitor.tell(Event::Note(note));
     }
-    let (updates, batches) = (trainer.total_updates(), trainer.batches_per_epoch());
-    let extent = format!("{batches} batches an epoch");
-    monitor.tell(Event::Planned { sizes: trainer.sizes(), updates, extent: &extent });
+    let batches = trainer.sampler().batches(0);
+    let extent = match (&config.train.mix, config.train.batch_tokens) {
+        (mix, 0) if *mix == MixConfig::default() => format!("{batches} batches an epoch"),
+        (mix, 0) => format!("{batches} batches an epoch, mix {mix}"),
+        (mix, _) => format!("about {batches} batches an epoch, mix {mix}"),
+    };
+    monitor.tell(Event::Planned {
+        sizes: trainer.sizes(),
+        updates: trainer.total_updates(),
+        extent: &extent,
+    });
 
     // Whatever is wrong with settings, text or weights has been said: from here on the directory is written.
     let _lock = Lock::acquire(run, now)?;

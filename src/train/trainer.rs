@@ -1,4 +1,4 @@
-//! The training loop: Algorithm 1 of Liu et al. 2019 over planned programs.
+//! The training loop: Algorithm 1 of Liu et al. 2019, or another mix of tasks, over planned programs.
 //!
 //! A step is: pick a task and its examples, write the batch, run the task's program, update the encoder and
 //! the task's head. Nothing in a step allocates, and nothing in here reads a clock or a terminal: what
@@ -14,6 +14,7 @@ use super::error::TrainError;
 use super::error::with_what_fits;
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
 use super::groups::{Part, idle};
+use super::mix;
 use super::schedule::Schedule;
 use crate::backend::{Backend, Group, Optimizer, Sizes, StepScalars, Ticket};
 use crate::data::sampler::{Epoch, Sampler};
@@ -146,7 +147,7 @@ pub struct Trainer<'a> {
     reserved: Sizes,
     steps: Vec<Recorded>,
     evaluations: Vec<Option<Recorded>>,
-    sampler: Sampler,
+    sampler: Sampler<'a>,
     schedule: Schedule,
     epoch: Epoch,
     batch: Batch,
@@ -181,13 +182,14 @@ impl<'a> Trainer<'a> {
                 return Err(TrainError::Empty { task: task.name.clone() });
             }
         }
-        let trained: Vec<usize> = (0..data.len()).filter(|&task| !data[task].train.is_empty()).collect();
+        let (trained, sampler) = mix::sampler(config, seed, model.tasks(), data)?;
         let scale = 1.0 / config.accumulation as f32;
         let line = backend.line();
         let steps: Vec<Recorded> = trained
             .iter()
-            .map(|&task| {
-                let capacity = training_capacity(&data[task].train, config.batch_size, line);
+            .zip(sampler.sets())
+            .map(|(&task, (set, batching))| {
+                let capacity = training_capacity(set, batching, line);
                 model.training(task, capacity, scale, config.accumulation > 1)
             })
             .collect();
@@ -204,21 +206,16 @@ impl<'a> Trainer<'a> {
         let arena = steps.iter().chain(evaluations.iter().flatten()).map(|r| r.program.arena_len()).max();
         let parameters = model.parameters().len();
         let reserved = Sizes { parameters, arena: arena.unwrap_or(0), training: true };
-        backend.reserve(&reserved).map_err(|error| with_what_fits(error, &reserved, config.batch_size))?;
+        let capacities = sampler.sets().map(|(set, batching)| Capacity::of(set, batching, line));
+        let capacity = capacities.reduce(Capacity::max).unwrap_or_default();
+        backend.reserve(&reserved).map_err(|error| with_what_fits(error, &reserved, capacity.groups))?;
 
-        let sizes: Vec<usize> = trained.iter().map(|&task| data[task].train.len()).collect();
-        let sampler = Sampler::new(seed, config.batch_size, sizes);
         let schedule = Schedule {
             kind: config.schedule,
             warmup: config.warmup,
-            total: total_updates(config, sampler.batches()),
+            total: mix::total_updates(config, &sampler),
             peak: config.learning_rate,
         };
-        let capacity = trained
-            .iter()
-            .map(|&task| Capacity::of(&data[task].train, config.batch_size, line))
-            .reduce(Capacity::max)
-            .unwrap_or_default();
         let parts = Part::all(model, config.weight_decay, config.optimizer.per_tensor());
         let most = parts.iter().map(|part| part.number).max().unwrap_or(0).max(data.len());
         Ok(Self {
@@ -285,9 +282,9 @@ impl<'a> Trainer<'a> {
         self.schedule.total
     }
 
-    /// Batches of one epoch.
-    pub fn batches_per_epoch(&self) -> usize {
-        self.sampler.batches()
+    /// What draws the batches; its tasks are those that are trained.
+    pub fn sampler(&self) -> &Sampler<'a> {
+        &self.sampler
     }
 
     /// Trains to the end, or until the observer stops it.
@@ -514,9 +511,4 @@ pub fn mean_of_main_metrics(evaluations: &[Evaluation]) -> f64 {
     }
     let means: f64 = tasks.iter().map(|(_, sum, count)| sum / count).sum();
     if tasks.is_empty() { 0.0 } else { means / tasks.len() as f64 }
-}
-
-fn total_updates(config: &TrainConfig, batches: usize) -> u64 {
-    let all = u64::from(config.epochs) * batches.div_ceil(config.accumulation as usize) as u64;
-    if config.max_steps > 0 { all.min(config.max_steps) } else { all }
 }

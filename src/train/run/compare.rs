@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Prepared, initial_parameters, prepare};
 use crate::backend::{Backend, Sizes};
-use crate::data::{Batch, Dataset};
+use crate::data::{Batch, Batching, Dataset};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Precision, Space, Span};
 use crate::train::check::{Report, Side, check};
@@ -34,7 +34,7 @@ pub fn compare(
     let mut reports = Vec::new();
     for (task, sets) in data.iter().enumerate().filter(|(_, sets)| !sets.train.is_empty()) {
         // Both run the batch as the other lays it out.
-        let batch = first_examples(&sets.train, config.train.batch_size, other.line());
+        let batch = first_examples(&sets.train, &config.train.batching(&tasks[task])?, other.line());
         let recorded = |precision: Precision| {
             model.clone().with_precision(precision).training(task, extents(&batch), 1.0, false)
         };
@@ -48,10 +48,11 @@ pub fn compare(
     Ok(reports)
 }
 
-fn first_examples(dataset: &Dataset, count: usize, line: usize) -> Batch {
+fn first_examples(dataset: &Dataset, batching: &Batching, line: usize) -> Batch {
     let mut batch = Batch::new(line);
-    let examples: Vec<u32> = (0..dataset.len().min(count) as u32).collect();
-    batch.fill(dataset, &examples);
+    let examples: Vec<u32> = (0..dataset.len() as u32).collect();
+    let first = batching.cut(dataset, &examples).swap_remove(0);
+    batch.fill(dataset, &examples[first]);
     batch
 }
 
