@@ -190,8 +190,11 @@ impl<'a> Sampler<'a> {
                     .flat_map(|task| std::iter::repeat_n(task, self.batches_of_pass(task, 0)))
                     .collect();
                 random.shuffle(&mut pool);
-                order.extend(numbered(self.tasks.len(), pool.into_iter().take(count)));
+                order.extend(pool.into_iter().take(count).map(|task| (task, 0)));
                 random.shuffle(&mut order);
+                // The main task's are a whole pass in any order; the others' come as they follow one another.
+                let others = numbered(self.tasks.len(), order.clone().into_iter().map(|(task, _)| task));
+                order.iter_mut().zip(others).filter(|((task, _), _)| *task != main).for_each(|(a, b)| *a = b);
                 order
             }
             Mix::Power { .. } | Mix::Weights(_) | Mix::Every { .. } => {
