@@ -166,3 +166,82 @@ KERNEL(ranking_grad, Ranking, FEW, 4) {
         }
     }
 }
+
+// ---- soft targets -----------------------------------------------------------------------------------------------
+
+struct SoftCrossEntropy {
+    const Step* step;
+    /// `[rows, classes]`, or `[sequences]`
+    const f32* logits;
+    /// As many
+    const f32* targets;
+    /// First sequence of each group and the end of the last, `[groups + 1]`; none where a row is a choice
+    const u32* groups;
+    /// `[1]`, backward
+    const f32* d_loss;
+    /// Each choice's loss, `[choices]`; backward d_logits, as many as logits
+    f32* out;
+    /// How many choices
+    Rows rows;
+    u32 classes;
+    /// What logits are multiplied by
+    f32 factor;
+};
+
+/// The first element of a choice.
+DEVICE u32 start_of(const SoftCrossEntropy& args, u32 choice) {
+    return args.groups != nullptr ? args.groups[choice] : choice * args.classes;
+}
+
+/// A warp for a choice: `-sum_c target_c log softmax(factor * logits)_c`.
+KERNEL(soft_cross_entropy, SoftCrossEntropy, FEW, 4) {
+    const u32 choice = block_x() * (FEW / 32) + warp_index();
+    if (choice >= row_count(args.step, args.rows)) return;
+    const u32 first = start_of(args, choice), count = start_of(args, choice + 1) - first;
+    const f32* logits = args.logits + first;
+    Softmax all = softmax<1>(logits, count, args.factor, nullptr);
+    const f32 log_sum = logf(all.sum);
+    f32 sum = 0.0f;
+    for (u32 i = lane_index(); i < count; i += 32) {
+        const f32 target = args.targets[first + i];
+        if (target != 0.0f) sum += target * (log_sum - (args.factor * logits[i] - all.largest));
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) args.out[choice] = sum;
+}
+
+/// `d_logits = factor (softmax(factor * logits) sum(targets) - targets) d_loss / choices`
+KERNEL(soft_cross_entropy_grad, SoftCrossEntropy, FEW, 4) {
+    const u32 choice = block_x() * (FEW / 32) + warp_index(), choices = row_count(args.step, args.rows);
+    if (choice >= choices) return;
+    const u32 first = start_of(args, choice), count = start_of(args, choice + 1) - first;
+    const f32* targets = args.targets + first;
+    Softmax all = softmax<1>(args.logits + first, count, args.factor, nullptr);
+    f32 whole = 0.0f;
+    for (u32 i = lane_index(); i < count; i += 32) whole += targets[i];
+    whole = warp_sum(whole);
+    const f32 share = args.factor * *args.d_loss / static_cast<f32>(choices);
+    for (u32 i = lane_index(); i < count; i += 32) {
+        f32 probability = expf(args.factor * args.logits[first + i] - all.largest) / all.sum;
+        args.out[first + i] = share * (probability * whole - targets[i]);
+    }
+}
+
+// ---- two losses as one ------------------------------------------------------------------------------------------
+
+struct WeightedSum {
+    /// `[1]`
+    const f32* first;
+    /// `[1]`, or none
+    const f32* second;
+    /// `[1]`
+    f32* out;
+    f32 first_weight;
+    f32 second_weight;
+};
+
+KERNEL(weighted_sum, WeightedSum, 32, 1) {
+    if (thread_index() > 0) return;
+    const f32 second = args.second != nullptr ? args.second_weight * *args.second : 0.0f;
+    *args.out = args.first_weight * *args.first + second;
+}

@@ -329,6 +329,8 @@ fn no_operation_goes_unchecked() {
         "vocabulary_loss",
         "squared_error",
         "ranking",
+        "soft_cross_entropy",
+        "weighted_sum",
         "fill",
         "accumulate",
         "embedding_grad",
@@ -346,6 +348,8 @@ fn no_operation_goes_unchecked() {
         "vocabulary_loss_grad",
         "squared_error_grad",
         "ranking_grad",
+        "soft_cross_entropy_grad",
+        "weighted_sum_grad",
     ];
     assert_eq!(met, BTreeSet::from(all));
 }

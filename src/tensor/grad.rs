@@ -223,6 +223,21 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
                 tape.ops.push(Op::RankingGrad { scores, groups, positives, gamma, d_loss, d_scores });
             });
         }
+        Op::SoftCrossEntropy { logits, targets, groups, factor, loss } => {
+            let Some(d_loss) = gradients.get(loss) else { return };
+            gradients.store_then_add(tape, logits, |tape, d_logits| {
+                let op = Op::SoftCrossEntropyGrad { logits, targets, groups, factor, d_loss, d_logits };
+                tape.ops.push(op);
+            });
+        }
+        Op::WeightedSum { terms, weights, out } => {
+            let Some(d_out) = gradients.get(out) else { return };
+            for (term, weight) in terms.into_iter().zip(weights) {
+                gradients.store_then_add(tape, term, |tape, d_term| {
+                    tape.ops.push(Op::WeightedSumGrad { d_out, weight, d_term });
+                });
+            }
+        }
         Op::Fill { .. }
         | Op::Accumulate { .. }
         | Op::EmbeddingGrad { .. }
@@ -239,7 +254,9 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         | Op::CrossEntropyGrad { .. }
         | Op::VocabularyLossGrad { .. }
         | Op::SquaredErrorGrad { .. }
-        | Op::RankingGrad { .. } => panic!("{} is a backward step and has no backward of its own", op.name()),
+        | Op::RankingGrad { .. }
+        | Op::SoftCrossEntropyGrad { .. }
+        | Op::WeightedSumGrad { .. } => panic!("{} is a backward step and has no backward of its own", op.name()),
     }
 }
 

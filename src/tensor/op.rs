@@ -284,6 +284,29 @@ pub enum Op {
         /// `[1, 1]`
         loss: Var,
     },
+    /// Mean over choices of `-sum_c target_c log softmax(factor * logits)_c`: the soft targets of a teacher (Liu et al.
+    /// 2019, arXiv 1904.09482, section 3.2). A choice is a row of classes, or the candidates of a group.
+    SoftCrossEntropy {
+        /// `[rows, classes]`, or with `groups` `[sequences, 1]`
+        logits: Var,
+        /// What each choice's probability should be, of the logits' shape.
+        targets: Var,
+        /// First sequence of each group and the end of the last, u32 `[groups+1, 1]`; none where a row is a choice.
+        groups: Option<Var>,
+        /// What logits are multiplied by: the inverse of a temperature.
+        factor: f32,
+        /// `[1, 1]`
+        loss: Var,
+    },
+    /// `out = weights[0] terms[0] + weights[1] terms[1]`: two losses as one.
+    WeightedSum {
+        /// Each `[1, 1]`
+        terms: [Var; 2],
+        /// What each counts.
+        weights: [f32; 2],
+        /// `[1, 1]`
+        out: Var,
+    },
     /// Backward: every element becomes `value`.
     Fill {
         /// Any shape.
@@ -518,5 +541,29 @@ pub enum Op {
         d_loss: Var,
         /// `[candidates, columns]`
         d_scores: Var,
+    },
+    /// Backward of [`Op::SoftCrossEntropy`].
+    SoftCrossEntropyGrad {
+        /// `[rows, classes]`, or with `groups` `[sequences, 1]`
+        logits: Var,
+        /// Of the logits' shape.
+        targets: Var,
+        /// u32 `[groups+1, 1]`, or none.
+        groups: Option<Var>,
+        /// As in the forward pass.
+        factor: f32,
+        /// `[1, 1]`
+        d_loss: Var,
+        /// Of the logits' shape.
+        d_logits: Var,
+    },
+    /// Backward of [`Op::WeightedSum`] towards one of its terms: `d_term = weight * d_out`.
+    WeightedSumGrad {
+        /// `[1, 1]`
+        d_out: Var,
+        /// What the term counts.
+        weight: f32,
+        /// `[1, 1]`
+        d_term: Var,
     },
 }

@@ -135,6 +135,15 @@ impl Op {
             Op::Ranking { scores, groups, positives, gamma: _, loss } => {
                 vec![(Read, *scores), (Read, *groups), (Read, *positives), (Write, *loss)]
             }
+            Op::SoftCrossEntropy { logits, targets, groups, factor: _, loss } => {
+                let mut list = vec![(Read, *logits), (Read, *targets)];
+                list.extend(groups.map(|var| (Read, var)));
+                list.push((Write, *loss));
+                list
+            }
+            Op::WeightedSum { terms: [first, second], weights: _, out } => {
+                vec![(Read, *first), (Read, *second), (Write, *out)]
+            }
             Op::Fill { out, value: _ } => vec![(Write, *out)],
             Op::Accumulate { from, into } => vec![(Read, *from), (Add, *into)],
             Op::EmbeddingGrad { index: i, d_out, d_word, d_position, d_token_type } => {
@@ -240,6 +249,13 @@ impl Op {
                 list.push((Write, *d_scores));
                 list
             }
+            Op::SoftCrossEntropyGrad { logits, targets, groups, factor: _, d_loss, d_logits } => {
+                let mut list = [*logits, *targets, *d_loss].map(|var| (Read, var)).to_vec();
+                list.extend(groups.map(|var| (Read, var)));
+                list.push((Write, *d_logits));
+                list
+            }
+            Op::WeightedSumGrad { d_out, weight: _, d_term } => vec![(Read, *d_out), (Write, *d_term)],
         }
     }
 }

@@ -54,6 +54,10 @@ fn exact(op: &Op) -> Vec<Var> {
         Op::VocabularyLossGrad { d_loss, logits, .. } => vec![*d_loss, *logits],
         Op::SquaredErrorGrad { d_loss, d_predictions, .. } => vec![*d_loss, *d_predictions],
         Op::RankingGrad { d_loss, d_scores, .. } => vec![*d_loss, *d_scores],
+        Op::SoftCrossEntropy { logits, loss, .. } => vec![*logits, *loss],
+        Op::WeightedSum { terms: [first, second], out, .. } => vec![*first, *second, *out],
+        Op::SoftCrossEntropyGrad { d_loss, d_logits, .. } => vec![*d_loss, *d_logits],
+        Op::WeightedSumGrad { d_out, d_term, .. } => vec![*d_out, *d_term],
         Op::Embedding { .. }
         | Op::Linear { .. }
         | Op::Drop { .. }

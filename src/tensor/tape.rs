@@ -313,6 +313,28 @@ impl Tape {
         loss
     }
 
+    /// [`Op::SoftCrossEntropy`] over rows of classes, or over the candidates of `groups`: the mean loss, `[1, 1]`.
+    pub fn soft_cross_entropy(&mut self, logits: Var, targets: Var, groups: Option<Var>, factor: f32) -> Var {
+        self.expect(targets, DType::F32, self.shape(logits));
+        if let Some(groups) = groups {
+            self.expect(logits, DType::F32, Shape::new(Rows::Sequences, 1));
+            self.expect(groups, DType::U32, Shape::new(Rows::GroupStarts, 1));
+        }
+        let loss = self.scalar("loss");
+        self.ops.push(Op::SoftCrossEntropy { logits, targets, groups, factor, loss });
+        loss
+    }
+
+    /// [`Op::WeightedSum`] of two losses, `[1, 1]`.
+    pub fn weighted_sum(&mut self, terms: [Var; 2], weights: [f32; 2]) -> Var {
+        for term in terms {
+            self.expect(term, DType::F32, Shape::new(Rows::Fixed(1), 1));
+        }
+        let out = self.scalar("loss");
+        self.ops.push(Op::WeightedSum { terms, weights, out });
+        out
+    }
+
     pub(super) fn value(&self, var: Var) -> &Value {
         &self.values[var.index()]
     }

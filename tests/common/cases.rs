@@ -290,6 +290,32 @@ fn ranking_in_two_columns(case: &mut Case) -> Var {
     case.tape.ranking(scores, groups, positives, 1.5)
 }
 
+/// Hard and soft labels together, as in distillation: both losses' gradients meet in the logits.
+fn soft_cross_entropy(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather(x, index.starts);
+    let logits = case.linear(first, 3, Activation::Identity);
+    let labels = case.indices("labels", Rows::Sequences, &[2, 0, 2]);
+    let targets = case.tape.input("soft", DType::F32, Rows::Sequences, 3);
+    case.floats.insert(targets, vec![0.2, 0.3, 0.5, 1.0, 0.0, 0.0, 0.1, 0.8, 0.1]);
+    let hard = case.tape.cross_entropy(logits, labels);
+    let soft = case.tape.soft_cross_entropy(logits, targets, None, 0.5);
+    case.tape.weighted_sum([hard, soft], [0.3, 2.8])
+}
+
+/// The same over the candidates of groups.
+fn soft_ranking(case: &mut Case) -> Var {
+    let index = case.index();
+    let x = case.tokens(index, 8);
+    let first = case.tape.gather(x, index.starts);
+    let scores = case.linear(first, 1, Activation::Identity);
+    let groups = case.indices("groups", Rows::GroupStarts, &[0, 2, 3]);
+    let targets = case.tape.input("soft", DType::F32, Rows::Sequences, 1);
+    case.floats.insert(targets, vec![0.3, 0.7, 1.0]);
+    case.tape.soft_cross_entropy(scores, targets, Some(groups), 1.5)
+}
+
 /// Records a computation and returns its loss.
 pub type Build = Box<dyn Fn(&mut Case) -> Var>;
 
@@ -320,6 +346,8 @@ pub fn cases() -> Vec<(&'static str, Build)> {
         ("vocabulary loss", Box::new(vocabulary_loss)),
         ("ranking", Box::new(ranking)),
         ("ranking in two columns", Box::new(ranking_in_two_columns)),
+        ("soft cross entropy", Box::new(soft_cross_entropy)),
+        ("soft ranking", Box::new(soft_ranking)),
     ]
 }
 

@@ -298,6 +298,27 @@ impl Run<'_> {
                 let mean = losses.sum::<f64>() / positives.len() as f64;
                 self.values.insert(loss, vec![mean]);
             }
+            Op::SoftCrossEntropy { logits, targets, groups, factor, loss } => {
+                let (rows, classes) = self.shape(logits);
+                let logits: Vec<f64> = self.get(logits).iter().map(|l| l * f64::from(factor)).collect();
+                let targets = self.get(targets);
+                let ends: Vec<usize> = match groups {
+                    Some(groups) => self.indices(groups).iter().map(|&end| end as usize).collect(),
+                    None => (0..=rows).map(|row| row * classes).collect(),
+                };
+                let losses = ends.windows(2).map(|choice| {
+                    let (row, targets) = (&logits[choice[0]..choice[1]], &targets[choice[0]..choice[1]]);
+                    let terms = (0..row.len()).map(|i| targets[i] * negative_log_softmax(row, i));
+                    terms.sum::<f64>()
+                });
+                let mean = losses.sum::<f64>() / (ends.len() - 1) as f64;
+                self.values.insert(loss, vec![mean]);
+            }
+            Op::WeightedSum { terms, weights, out } => {
+                let terms = terms.iter().zip(weights).map(|(&term, w)| f64::from(w) * self.get(term)[0]);
+                let sum = terms.sum();
+                self.values.insert(out, vec![sum]);
+            }
             Op::Fill { .. }
             | Op::Accumulate { .. }
             | Op::EmbeddingGrad { .. }
@@ -314,7 +335,9 @@ impl Run<'_> {
             | Op::CrossEntropyGrad { .. }
             | Op::VocabularyLossGrad { .. }
             | Op::SquaredErrorGrad { .. }
-            | Op::RankingGrad { .. } => return false,
+            | Op::RankingGrad { .. }
+            | Op::SoftCrossEntropyGrad { .. }
+            | Op::WeightedSumGrad { .. } => return false,
         }
         true
     }

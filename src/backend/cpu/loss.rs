@@ -99,6 +99,76 @@ pub fn ranking_gradient(
     }
 }
 
+/// What softmaxes are taken over.
+#[derive(Clone, Copy, Debug)]
+pub enum Choices<'a> {
+    /// Rows of classes.
+    Rows {
+        /// How many.
+        rows: usize,
+        /// The columns of each.
+        classes: usize,
+    },
+    /// Groups of candidates: the first of each and the end of the last, `[groups + 1]`.
+    Groups(&'a [u32]),
+}
+
+impl Choices<'_> {
+    fn count(&self) -> usize {
+        match self {
+            Choices::Rows { rows, .. } => *rows,
+            Choices::Groups(ends) => ends.len() - 1,
+        }
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.count()).map(|i| match self {
+            Choices::Rows { classes, .. } => i * classes..(i + 1) * classes,
+            Choices::Groups(ends) => ends[i] as usize..ends[i + 1] as usize,
+        })
+    }
+}
+
+/// The mean over `choices` of `-sum_c targets_c log softmax(factor * logits)_c` (Liu et al. 2019, arXiv 1904.09482).
+/// What has no probability counts nothing, however unlikely the logits make it.
+pub fn soft_cross_entropy(logits: &[f32], targets: &[f32], choices: Choices, factor: f32) -> f32 {
+    assert_eq!(logits.len(), targets.len(), "targets beside logits");
+    assert!(choices.count() > 0, "the mean loss of no choices");
+    let loss = |choice: Range<usize>| {
+        let softmax = Softmax::new(logits, choice.clone().step_by(1), factor);
+        let terms = targets[choice].iter().enumerate().filter(|(_, target)| **target != 0.0);
+        terms.map(|(i, target)| f64::from(*target) * (softmax.log_sum - softmax.exponent(i))).sum::<f64>()
+    };
+    (choices.ranges().map(loss).sum::<f64>() / choices.count() as f64) as f32
+}
+
+/// `d_logits = factor (softmax(factor * logits) sum(targets) - targets) d_loss / choices`, each choice by itself.
+pub fn soft_cross_entropy_gradient(
+    logits: &[f32],
+    targets: &[f32],
+    choices: Choices,
+    factor: f32,
+    d_loss: f32,
+    d_logits: &mut [f32],
+) {
+    assert_eq!([targets.len(), d_logits.len()], [logits.len(); 2], "targets beside logits");
+    let share = f64::from(factor) * f64::from(d_loss) / choices.count() as f64;
+    for choice in choices.ranges() {
+        let softmax = Softmax::new(logits, choice.clone().step_by(1), factor);
+        let whole: f64 = targets[choice.clone()].iter().copied().map(f64::from).sum();
+        let targets = &targets[choice.clone()];
+        for (i, (d, target)) in d_logits[choice].iter_mut().zip(targets).enumerate() {
+            let probability = (softmax.exponent(i) - softmax.log_sum).exp();
+            *d = (share * (probability * whole - f64::from(*target))) as f32;
+        }
+    }
+}
+
+/// Two losses as one.
+pub fn weighted_sum(terms: [f32; 2], weights: [f32; 2]) -> f32 {
+    terms.iter().zip(weights).map(|(term, weight)| weight * term).sum()
+}
+
 /// The candidates of one group in one column.
 struct Query {
     /// Where their scores are.
@@ -288,5 +358,43 @@ mod tests {
         }
         // Two equal candidates are a coin's toss.
         assert_eq!(ranking(&[4.0, 4.0], &[0, 2], &[1], 1.0), std::f32::consts::LN_2);
+    }
+
+    #[test]
+    fn soft_cross_entropy_is_its_formula_and_its_gradient_the_difference_quotient() {
+        let logits: Vec<f32> = numbers(6, 12).iter().map(|x| 3.0 * x).collect();
+        // Not all sum to one: a distribution is the caller's business.
+        let targets: Vec<f32> = numbers(7, 12).iter().map(|x| x.abs()).collect();
+        let ends = [0, 2, 3, 12];
+        let all = [Choices::Rows { rows: 3, classes: 4 }, Choices::Rows { rows: 12, classes: 1 }];
+        for choices in all.into_iter().chain([Choices::Groups(&ends)]) {
+            for factor in [1.0, 0.25] {
+                let loss = |logits: &[f64]| {
+                    let scaled: Vec<f64> = logits.iter().map(|logit| f64::from(factor) * logit).collect();
+                    let of = |choice: Range<usize>| {
+                        let terms = targets[choice.clone()].iter().enumerate();
+                        let scaled = &scaled[choice];
+                        terms.map(|(i, t)| f64::from(*t) * negative_log_likelihood(scaled, i)).sum::<f64>()
+                    };
+                    choices.ranges().map(of).sum::<f64>() / choices.count() as f64
+                };
+                let exact = loss(&doubles(&logits));
+                assert_close(&[soft_cross_entropy(&logits, &targets, choices, factor)], [exact], 1e-6);
+                let mut d_logits = [f32::NAN; 12];
+                soft_cross_entropy_gradient(&logits, &targets, choices, factor, 2.0, &mut d_logits);
+                let quotients = difference_quotients(&logits, loss);
+                assert_close(&d_logits, quotients.iter().map(|d| 2.0 * d), 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_a_class_is_plain_cross_entropy_and_no_probability_costs_nothing() {
+        let (logits, one) = ([0.3, -1.2, 2.0], [0.0, 1.0, 0.0]);
+        let row = Choices::Rows { rows: 1, classes: 3 };
+        let hard = cross_entropy(Isa::detect(), &logits, &[1], 3);
+        assert_close(&[soft_cross_entropy(&logits, &one, row, 1.0)], [f64::from(hard)], 1e-6);
+        let ruled_out = [0.3, f32::NEG_INFINITY, 2.0];
+        assert!(soft_cross_entropy(&ruled_out, &[0.5, 0.0, 0.5], row, 1.0).is_finite());
     }
 }

@@ -11,7 +11,7 @@ use super::embedding::{Tokens, embed, embed_gradient};
 use super::gather::{gather, gather_gradient};
 use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
-use super::loss;
+use super::loss::{self, Choices};
 use super::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
 use super::philox::Stream;
 use super::san::{self, Gru, Steps};
@@ -114,6 +114,13 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         Op::Ranking { scores, groups, positives, gamma, loss } => {
             let (groups, positives) = (values.indices(groups), values.indices(positives));
             values.get_mut(loss)[0] = loss::ranking(get(scores), groups, positives, gamma);
+        }
+        Op::SoftCrossEntropy { logits, targets, groups, factor, loss } => {
+            let choices = values.choices(logits, groups);
+            values.get_mut(loss)[0] = loss::soft_cross_entropy(get(logits), get(targets), choices, factor);
+        }
+        Op::WeightedSum { terms: [first, second], weights, out } => {
+            values.get_mut(out)[0] = loss::weighted_sum([get(first)[0], get(second)[0]], weights);
         }
         Op::Fill { out, value } => fill(values.get_mut(out), value),
         Op::Accumulate { from, into } => accumulate(get(from), values.get_mut(into)),
@@ -248,6 +255,12 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             let d_scores = values.get_mut(d_scores);
             loss::ranking_gradient(get(scores), groups, positives, gamma, get(d_loss)[0], d_scores);
         }
+        Op::SoftCrossEntropyGrad { logits, targets, groups, factor, d_loss, d_logits } => {
+            let choices = values.choices(logits, groups);
+            let (d_loss, d_logits) = (get(d_loss)[0], values.get_mut(d_logits));
+            loss::soft_cross_entropy_gradient(get(logits), get(targets), choices, factor, d_loss, d_logits);
+        }
+        Op::WeightedSumGrad { d_out, weight, d_term } => values.get_mut(d_term)[0] = weight * get(d_out)[0],
     }
 }
 
@@ -344,6 +357,11 @@ impl<'a> Values<'a> {
     fn vocabulary(&self, x: Var, weight: Var, bias: Var, labels: Var) -> Vocabulary<'a> {
         let labels = self.indices(labels);
         Vocabulary { x: self.get(x), weight: self.get(weight), bias: self.get(bias), labels }
+    }
+
+    fn choices(&self, logits: Var, groups: Option<Var>) -> Choices<'a> {
+        let (rows, classes) = self.shape(logits);
+        groups.map_or(Choices::Rows { rows, classes }, |groups| Choices::Groups(self.indices(groups)))
     }
 
     fn tokens(&self, index: &TokenIndex) -> Tokens<'a> {

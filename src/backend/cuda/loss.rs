@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::launch::{Address, Launches, Operand, RowCount, blocks};
-use crate::tensor::DType;
+use crate::tensor::{DType, Rows};
 
 /// Up to as many classes a warp has a row.
 pub(super) const FEW_CLASSES: u32 = 1024;
@@ -186,7 +186,7 @@ pub fn ranking(launches: &mut Launches, candidates: &Candidates, loss: Operand) 
     let losses = launches.scratch(groups as usize * size_of::<f32>());
     let arguments = candidates.arguments(launches, 0, losses);
     launches.push("ranking", [blocks(groups, FEW / 32), 1, 1], FEW, 0, &arguments);
-    mean(launches, losses, RowCount::new(crate::tensor::Rows::Groups), loss);
+    mean(launches, losses, RowCount::new(Rows::Groups), loss);
 }
 
 /// `d_scores = gamma (softmax(gamma * scores) - one_hot(positive)) d_loss / (groups columns)`, each group and column by
@@ -201,6 +201,105 @@ pub fn ranking_gradient(
     let groups = launches.extents.groups as u32;
     let arguments = candidates.arguments(launches, d_loss.address, d_scores.address);
     launches.push("ranking_grad", [blocks(groups, FEW / 32), 1, 1], FEW, 0, &arguments);
+}
+
+/// The twin of `SoftCrossEntropy` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SoftCrossEntropy {
+    step: Address,
+    logits: Address,
+    targets: Address,
+    groups: Address,
+    d_loss: Address,
+    out: Address,
+    rows: RowCount,
+    classes: u32,
+    factor: f32,
+}
+
+/// Rows of classes or groups of candidates, and what each one's probability should be.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftChoices {
+    /// f32 `[rows, classes]`, or `[sequences, 1]`
+    pub logits: Operand,
+    /// f32, of the same shape
+    pub targets: Operand,
+    /// First sequence of each group and the end of the last, u32 `[groups + 1]`; none where a row is a choice
+    pub groups: Option<Address>,
+    /// What logits are multiplied by.
+    pub factor: f32,
+}
+
+impl SoftChoices {
+    /// How many choices there are, and the most there can be.
+    fn count(&self, launches: &Launches) -> (RowCount, u32) {
+        match self.groups {
+            Some(_) => (RowCount::new(Rows::Groups), launches.extents.groups as u32),
+            None => (self.logits.rows, self.logits.most_rows),
+        }
+    }
+
+    fn push(&self, launches: &mut Launches, kernel: &'static str, d_loss: Address, out: Address) {
+        assert_eq!([self.logits.dtype, self.targets.dtype], [DType::F32; 2], "logits and targets");
+        let (rows, most) = self.count(launches);
+        let arguments = SoftCrossEntropy {
+            step: launches.step,
+            logits: self.logits.address,
+            targets: self.targets.address,
+            groups: self.groups.unwrap_or(0),
+            d_loss,
+            out,
+            rows,
+            classes: self.logits.cols,
+            factor: self.factor,
+        };
+        launches.push(kernel, [blocks(most, FEW / 32), 1, 1], FEW, 0, &arguments);
+    }
+}
+
+/// The mean over choices of `-sum_c target_c log softmax(factor * logits)_c`.
+pub fn soft_cross_entropy(launches: &mut Launches, choices: &SoftChoices, loss: Operand) {
+    let (rows, most) = choices.count(launches);
+    let losses = launches.scratch(most as usize * size_of::<f32>());
+    choices.push(launches, "soft_cross_entropy", 0, losses);
+    mean(launches, losses, rows, loss);
+}
+
+/// `d_logits = factor (softmax(factor * logits) sum(targets) - targets) d_loss / choices`.
+pub fn soft_cross_entropy_gradient(
+    launches: &mut Launches,
+    choices: &SoftChoices,
+    d_loss: Operand,
+    d_logits: Operand,
+) {
+    assert_eq!([d_loss.dtype, d_logits.dtype], [DType::F32; 2], "the logits' gradient");
+    choices.push(launches, "soft_cross_entropy_grad", d_loss.address, d_logits.address);
+}
+
+/// The twin of `WeightedSum` in `kernels/loss.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct WeightedSum {
+    first: Address,
+    second: Address,
+    out: Address,
+    first_weight: f32,
+    second_weight: f32,
+}
+
+/// `out = weights[0] terms[0] + weights[1] terms[1]`, numbers all; without a second term the first alone.
+pub fn weighted_sum(launches: &mut Launches, terms: (Operand, Option<Operand>), weights: [f32; 2], out: Operand) {
+    let (first, second) = terms;
+    assert_eq!([first.dtype, out.dtype], [DType::F32; 2], "losses");
+    let arguments = WeightedSum {
+        first: first.address,
+        second: second.map_or(0, |second| second.address),
+        out: out.address,
+        first_weight: weights[0],
+        second_weight: weights[1],
+    };
+    launches.push("weighted_sum", [1, 1, 1], 32, 0, &arguments);
 }
 
 /// The mean of each row's loss.

@@ -257,6 +257,14 @@ impl Lowering<'_> {
                 let candidates = self.candidates(launches, scores, groups, positives, gamma);
                 loss::ranking(launches, &candidates, self.get(launches, loss));
             }
+            Op::SoftCrossEntropy { logits, targets, groups, factor, loss } => {
+                let choices = self.choices(launches, [logits, targets], groups, factor);
+                loss::soft_cross_entropy(launches, &choices, self.get(launches, loss));
+            }
+            Op::WeightedSum { terms, weights, out } => {
+                let [first, second, out] = [terms[0], terms[1], out].map(|v| self.get(launches, v));
+                loss::weighted_sum(launches, (first, Some(second)), weights, out);
+            }
             Op::Fill { out, value } => elementwise::fill(launches, self.get(launches, out), value),
             Op::Accumulate { from, into } => {
                 let (from, operand) = (self.get(launches, from), self.get(launches, into));
@@ -408,6 +416,15 @@ impl Lowering<'_> {
                 let (d_loss, d_scores) = (self.get(launches, d_loss), self.get(launches, d_scores));
                 loss::ranking_gradient(launches, &candidates, d_loss, d_scores);
             }
+            Op::SoftCrossEntropyGrad { logits, targets, groups, factor, d_loss, d_logits } => {
+                let choices = self.choices(launches, [logits, targets], groups, factor);
+                let (d_loss, d_logits) = (self.get(launches, d_loss), self.get(launches, d_logits));
+                loss::soft_cross_entropy_gradient(launches, &choices, d_loss, d_logits);
+            }
+            Op::WeightedSumGrad { d_out, weight, d_term } => {
+                let (d_out, d_term) = (self.get(launches, d_out), self.get(launches, d_term));
+                loss::weighted_sum(launches, (d_out, None), [weight, 0.0], d_term);
+            }
         }
     }
 
@@ -491,6 +508,17 @@ impl Lowering<'_> {
     ) -> loss::Candidates {
         let scores = self.get(launches, scores);
         loss::Candidates { scores, groups: self.address(groups), positives: self.address(positives), gamma }
+    }
+
+    fn choices(
+        &self,
+        launches: &Launches,
+        [logits, targets]: [Var; 2],
+        groups: Option<Var>,
+        factor: f32,
+    ) -> loss::SoftChoices {
+        let (logits, targets) = (self.get(launches, logits), self.get(launches, targets));
+        loss::SoftChoices { logits, targets, groups: groups.map(|groups| self.address(groups)), factor }
     }
 
     fn vocabulary(
