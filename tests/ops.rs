@@ -174,6 +174,7 @@ fn three_sequences() -> Batch {
             groups: vec![0, 3, 4],
             spans: vec![1, 2, 0, 0],
         },
+        soft: Vec::new(),
     }
 }
 

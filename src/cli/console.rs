@@ -91,6 +91,10 @@ impl Console {
     }
 
     fn data(&mut self, task: &TaskSpec, train: usize, dev: usize, tokens: usize) {
+        if self.training.take().is_some() {
+            // Another run of the same experiment begins.
+            (self.tasks, self.losses) = (Vec::new(), Vec::new());
+        }
         let kind = match task.kind {
             mtdnn_raw::data::TaskKind::Classification => format!("{} classes", task.labels.len()),
             mtdnn_raw::data::TaskKind::Labelling => format!("{} labels of words", task.labels.len()),

@@ -56,9 +56,9 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
     let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
-    let source = Source::open(args)?;
+    let source = Source::open(&args.data)?;
     for &task in asked.iter().flatten() {
-        source.check_name(&loaded.model.tasks()[task].name)?;
+        source.check_name("--tasks", &loaded.model.tasks()[task].name)?;
     }
     let cache = cache_directory();
     let mut results = Vec::new();
@@ -109,7 +109,7 @@ fn check_writable(path: &Path) -> io::Result<()> {
 }
 
 /// Where the tasks' files are.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Glue(&'a PathBuf),
     /// The tasks of a run file.
     RunFile(Vec<TaskSpec>),
@@ -118,30 +118,43 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn open(args: &'a EvalArgs) -> anyhow::Result<Self> {
-        if args.data.is_dir() {
-            return Ok(Source::Glue(&args.data));
+    /// A folder or a run file.
+    pub(super) fn open(data: &'a PathBuf) -> anyhow::Result<Self> {
+        if data.is_dir() {
+            return Ok(Source::Glue(data));
         }
-        if !args.data.is_file() {
-            bail!("--data {}: no such folder, and no such run file", args.data.display());
+        if !data.is_file() {
+            bail!("--data {}: no such folder, and no such run file", data.display());
         }
-        let config = config_file::read(&args.data)?;
+        let config = config_file::read(data)?;
         let specs = prepare::tasks(&config)?;
         Ok(if config.tasks.is_empty() { Source::Sample(specs) } else { Source::RunFile(specs) })
     }
 
     /// Refuses a name from the command line that no task has here.
-    fn check_name(&self, name: &str) -> Result<(), Usage> {
+    pub(super) fn check_name(&self, flag: &str, name: &str) -> Result<(), Usage> {
         let (what, specs) = match self {
             Source::Glue(_) if glue::find(name).is_some() => return Ok(()),
-            Source::Glue(_) => return Err(unknown_task("--tasks", name, KNOWN_TASK, glue::names())),
+            Source::Glue(_) => return Err(unknown_task(flag, name, KNOWN_TASK, glue::names())),
             Source::RunFile(specs) => ("a task of the run file", specs),
             Source::Sample(specs) => ("a built-in sample task", specs),
         };
         let names = specs.iter().map(|spec| spec.name.as_str());
         match names.clone().any(|known| known == name) {
             true => Ok(()),
-            false => Err(unknown_task("--tasks", name, what, names)),
+            false => Err(unknown_task(flag, name, what, names)),
+        }
+    }
+
+    /// A task and its files; one of the built-in sample tasks has none.
+    pub(super) fn task(&self, name: &str) -> anyhow::Result<TaskSpec> {
+        match self {
+            Source::Glue(folder) => Ok(glue::task(name, folder)?),
+            Source::RunFile(specs) | Source::Sample(specs) => specs
+                .iter()
+                .find(|spec| spec.name == name)
+                .cloned()
+                .with_context(|| format!("task {name}: the run file does not name it")),
         }
     }
 
@@ -161,19 +174,15 @@ impl<'a> Source<'a> {
         loaded: &Loaded,
         cache: Option<&Path>,
     ) -> anyhow::Result<Vec<(String, Dataset)>> {
-        let found = match self {
-            Source::Sample(_) => return sample_sets(task, loaded),
-            Source::Glue(folder) => glue::task(known_name(task), folder)?,
-            Source::RunFile(specs) => specs
-                .iter()
-                .find(|spec| spec.name == task.name)
-                .cloned()
-                .with_context(|| format!("task {}: the run file does not name it", task.name))?,
-        };
+        if let Source::Sample(_) = self {
+            return sample_sets(task, loaded);
+        }
+        let name = if let Source::Glue(_) = self { known_name(task) } else { &task.name };
+        let found = self.task(name)?;
         if found.kind != task.kind {
             bail!("task {}: it is {} in the model and {} in the data", task.name, task.kind, found.kind);
         }
-        let spec = TaskSpec { files: found.files, ..task.clone() };
+        let spec = TaskSpec { files: found.files, soft: found.soft, ..task.clone() };
         let mut sets = Vec::new();
         for file in spec.files_of(Split::Dev) {
             let prepared = cache::prepare(file, &spec, &loaded.tokenizer, loaded.max_length, cache)?;

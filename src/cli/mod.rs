@@ -10,6 +10,7 @@ mod console;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+mod distill;
 mod doctor;
 mod encode;
 mod eval;
@@ -22,6 +23,7 @@ mod model;
 mod options;
 mod predict;
 mod pretrain;
+mod soft;
 mod table;
 mod train;
 mod vocab;
@@ -67,6 +69,7 @@ enum Command {
     Vocab(vocab::VocabArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Distill(distill::DistillArgs),
     Encode(encode::EncodeArgs),
     Doctor(doctor::DoctorArgs),
     Kernels(kernels::KernelsArgs),
@@ -125,6 +128,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Vocab(args) => vocab::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Distill(args) => distill::run(&args),
         Command::Encode(args) => encode::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => kernels::run(&args),

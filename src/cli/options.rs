@@ -255,6 +255,28 @@ pub(super) struct Request {
 }
 
 impl TrainArgs {
+    /// What another command that trains has in common with `train`.
+    pub(super) fn of_file(
+        file: &Path,
+        data: &Option<PathBuf>,
+        tasks: &Option<Vec<String>>,
+        init: &Option<PathBuf>,
+        output: &Option<PathBuf>,
+        seed: Option<u64>,
+        device: &DeviceArgs,
+    ) -> Self {
+        Self {
+            file: Some(file.to_path_buf()),
+            data: data.clone(),
+            tasks: tasks.clone(),
+            init: init.clone(),
+            output: output.clone(),
+            seed,
+            device: device.clone(),
+            ..Self::default()
+        }
+    }
+
     /// The settings that the run file (or what a run to be resumed has saved) and the flags make.
     pub(super) fn request(&self) -> anyhow::Result<Request> {
         self.run.device.check()?;
@@ -435,8 +457,9 @@ fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Us
 /// Paths that are right from any directory: the run may be resumed from another one.
 fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     let RunConfig { output, model, tasks, .. } = config;
-    let of_tasks =
-        tasks.iter_mut().flat_map(|task| [&mut task.data, &mut task.train, &mut task.dev, &mut task.test]);
+    let of_tasks = tasks.iter_mut().flat_map(|task| {
+        [&mut task.data, &mut task.train, &mut task.dev, &mut task.test, &mut task.soft_labels]
+    });
     let of_model = [&mut model.init, &mut model.vocabulary];
     for path in of_tasks.chain(of_model).flatten() {
         *path = std::path::absolute(&path)?;

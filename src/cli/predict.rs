@@ -15,13 +15,14 @@ use serde_json::{Map, Value, json};
 use super::device::DeviceArgs;
 use super::input::{Input, Wanted};
 use super::model::Loaded;
-use super::{Exit, Usage};
+use super::{Exit, Usage, soft};
 
 const EXAMPLES: &str = "\
 Examples:
   echo 'a charming film' | mtdnn-raw predict --model runs/glue/best --task sst2
   mtdnn-raw predict --model runs/glue/best --task rte,mnli pairs.tsv          a<TAB>b in each line
   mtdnn-raw predict --model runs/sample/best --task answers --json questions.jsonl
+  mtdnn-raw predict --soft --model runs/a/best --model runs/b/best --task rte --data glue --output rte-soft.jsonl
 
 A line of input is what the task was trained on: a text, two with a tab between, or JSON: {\"text_a\": …, \"text_b\": …}.
 For ranking: query<TAB>candidate<TAB>candidate…, or {\"query\": …, \"candidates\": […]}.
@@ -35,9 +36,9 @@ character at which it starts, and its score, or nothing in the first two where t
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PredictArgs {
-    /// A model directory that `train` has written (best or last in a run directory).
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// A model directory that `train` has written (best or last in a run directory); with --soft one or more.
+    #[arg(long, required = true, value_name = "DIR")]
+    model: Vec<PathBuf>,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -53,13 +54,34 @@ pub(super) struct PredictArgs {
     /// Print a JSON object for each line, with a key for each task.
     #[arg(long)]
     json: bool,
+
+    /// Write soft labels for the task's train file: what the model, or several on average, holds probable.
+    #[arg(long, requires = "data", requires = "output", conflicts_with_all = ["json", "file"])]
+    soft: bool,
+
+    /// With --soft: a folder with GLUE's tasks, or a run file that names the task's files.
+    #[arg(long, requires = "soft", value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// With --soft: the file of soft labels.
+    #[arg(long, requires = "soft", value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Lines that are answered before the next are read.
 const CHUNK: usize = 8192;
 
 pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
-    let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
+    if let (true, Some(data), Some(output)) = (args.soft, &args.data, &args.output) {
+        let [task] = &args.task[..] else {
+            return Err(Usage("--task: soft labels are of one task; write a file for each".into()).into());
+        };
+        return soft::run(&args.model, task, data, output, &args.device);
+    }
+    let [model] = &args.model[..] else {
+        return Err(Usage("--model: several are averaged with --soft alone".into()).into());
+    };
+    let mut loaded = Loaded::with_tasks(model, &args.device)?;
     let tasks = loaded.find("--task", &args.task)?;
     let specs: Vec<TaskSpec> = tasks.iter().map(|&task| loaded.model.tasks()[task].clone()).collect();
     let mut input = Input::open(args.file.as_ref(), wanted(&specs)?)?;

@@ -39,6 +39,8 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// The score; else NaN. [examples]
     pub targets: Vec<f32>,
+    /// Soft labels, where the task has them. [sequences, outputs]
+    pub soft: Vec<f32>,
     /// The tokens that a head reads, where it reads tokens.
     pub marked: Marked,
 }
@@ -87,6 +89,7 @@ impl Batch {
                 groups: Vec::with_capacity(capacity.groups + 1),
                 spans: Vec::with_capacity(2 * capacity.groups),
             },
+            soft: Vec::with_capacity(capacity.soft),
         }
     }
 
@@ -127,6 +130,10 @@ impl Batch {
         }
         for (number, sequence) in sequences().enumerate() {
             self.put(number, dataset.sequence(sequence), dataset.second[sequence]);
+        }
+        let width = dataset.soft_width();
+        for sequence in sequences() {
+            self.soft.extend_from_slice(&dataset.soft[sequence * width..(sequence + 1) * width]);
         }
         for &example in examples {
             let example = example as usize;
@@ -184,6 +191,7 @@ impl Batch {
         self.targets.clear();
         let Marked { rows, places, classes, groups, spans } = &mut self.marked;
         [rows, places, classes, groups, spans].into_iter().for_each(Vec::clear);
+        self.soft.clear();
     }
 
     /// Writes a sequence to its rows.
@@ -214,6 +222,8 @@ pub struct Capacity {
     pub groups: usize,
     /// Marked tokens.
     pub predictions: usize,
+    /// Numbers of soft labels.
+    pub soft: usize,
 }
 
 impl Capacity {
@@ -227,6 +237,7 @@ impl Capacity {
             sequences: sequences.of_largest(size).min(MAX_SEQUENCE),
             groups: size.min(dataset.len()),
             predictions: Counts::of((0..dataset.len()).map(|e| dataset.marked_of(e))).of_largest(size),
+            soft: 0,
         };
         if batching.tokens > 0 {
             // A batch is an example by itself, or keeps to the limit.
@@ -238,7 +249,8 @@ impl Capacity {
             capacity.predictions = capacity.predictions.min(capacity.tokens);
         }
         let Self { tokens, sequences, .. } = capacity;
-        Self { tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()), ..capacity }
+        let soft = sequences * dataset.soft_width();
+        Self { soft, tokens: Packing::new(line).most_rows(tokens, sequences, dataset.longest()), ..capacity }
     }
 
     /// The least that holds whatever `self` or `other` holds.
@@ -311,6 +323,18 @@ mod tests {
     }
 
     #[test]
+    fn soft_labels_follow_their_sequences() {
+        let mut dataset = dataset();
+        dataset.soft = (0..10).map(|i| i as f32).collect();
+        let mut batch = Batch::default();
+        batch.fill(&dataset, &[2, 0]);
+        assert_eq!(batch.soft, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 0.0, 1.0]);
+        assert_eq!(Capacity::of(&dataset, &Batching::of(2), 1).soft, 8);
+        batch.fill(&dataset, &[1]);
+        assert_eq!(batch.soft, [2.0, 3.0]);
+    }
+
+    #[test]
     fn aligned_sequences_leave_dead_rows_between_them() {
         let mut batch = Batch::new(8);
         batch.fill(&dataset(), &[1, 0]);
@@ -342,7 +366,7 @@ mod tests {
     fn capacity_is_the_largest_that_any_examples_need() {
         let dataset = dataset();
         let capacity = Capacity::of(&dataset, &Batching::of(2), 1);
-        assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2, predictions: 0 });
+        assert_eq!(capacity, Capacity { tokens: 20, sequences: 4, groups: 2, predictions: 0, soft: 0 });
         let mut batch = Batch::with_capacity(capacity, 1);
         let before = batch.ids.as_ptr();
         for pair in [[0, 1], [1, 2], [2, 0]] {

@@ -169,6 +169,9 @@ fn key(
         spec.span,
         if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" },
     );
+    // Without a label column the label is the most probable one.
+    let soft = spec.soft.as_ref().map(|soft| &soft.source).filter(|source| source.columns().is_some());
+    let rules = soft.map_or(rules.clone(), |source| format!("{rules} {source:?}"));
     hasher.update((rules.len() as u64).to_le_bytes());
     hasher.update(rules);
     // The name in a skipped row's message.
@@ -348,8 +351,9 @@ fn load(path: &Path, key: &[u8; 32]) -> io::Result<(Dataset, Skipped)> {
     let message = String::from_utf8(message).map_err(|_| wrong("its message is not UTF-8"))?;
     let first = (!message.is_empty()).then_some(message);
     let passages = if passages.is_empty() { Vec::new() } else { serde_json::from_slice(&passages)? };
+    let soft = Vec::new();
     let (truncated, dropped) = (head.truncated, head.dropped);
-    let dataset = Dataset { ids, offsets, second, groups, labels, truncated, dropped, marks, passages };
+    let dataset = Dataset { ids, offsets, second, groups, labels, soft, truncated, dropped, marks, passages };
     Ok((dataset, Skipped { count: head.skipped, first }))
 }
 

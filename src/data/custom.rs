@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::DataError;
 use super::glue;
 use super::san::SanSpec;
+use super::soft::{SoftLabels, SoftSource};
 use super::task::{
     Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, SpanOptions, Split, TaskKind,
     TaskSpec,
@@ -82,6 +83,21 @@ pub struct TaskEntry {
     /// The classes in order; if not said, those of the train file, sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
+    /// Distributions over the labels in the data file: a key of JSON, or a column of numbers for each label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft: Option<OneOrMore>,
+    /// Columns that each hold the label that one annotator gave; their shares are trained on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub votes: Option<Vec<Column>>,
+    /// A file of soft labels that `predict --soft` wrote for the train file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_labels: Option<PathBuf>,
+    /// What the loss of the hard labels counts beside that of the soft ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard_weight: Option<f32>,
+    /// The temperature at which soft labels are learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
     /// What to report; the first is the main one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Vec<MetricKind>>,
@@ -119,6 +135,26 @@ pub enum HeadKind {
     Linear,
     /// A stochastic answer network, for the classification of pairs.
     San,
+}
+
+/// A column, or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a column or a list of columns")]
+pub enum OneOrMore {
+    /// One.
+    One(Column),
+    /// Several.
+    More(Vec<Column>),
+}
+
+impl OneOrMore {
+    /// All of them.
+    pub fn columns(&self) -> &[Column] {
+        match self {
+            OneOrMore::One(column) => std::slice::from_ref(column),
+            OneOrMore::More(columns) => columns,
+        }
+    }
 }
 
 impl TaskEntry {
@@ -160,6 +196,7 @@ impl TaskEntry {
             return Err(self.wrong("batch_size is 0; give 1 or more, or leave it out".to_string()));
         }
         spec.batch_size = self.batch_size;
+        spec.soft = self.soft_labels(&spec)?;
         spec.validate()?;
         Ok(spec)
     }
@@ -175,6 +212,53 @@ impl TaskEntry {
             }
             (_, Some(0)) => Err(self.wrong("0 examples train nothing; give 1 or more".into())),
             _ => Ok(()),
+        }
+    }
+
+    fn soft_labels(&self, spec: &TaskSpec) -> Result<Option<SoftLabels>, DataError> {
+        let source = match (&self.soft_labels, &self.soft, &self.votes) {
+            (Some(path), None, None) => SoftSource::File(path.clone()),
+            (None, Some(columns), None) => SoftSource::Weights(columns.columns().to_vec()),
+            (None, None, Some(columns)) if columns.is_empty() => {
+                return Err(self.wrong("votes names no column".into()));
+            }
+            (None, None, Some(columns)) => SoftSource::Votes(columns.clone()),
+            (None, None, None) => {
+                let given = [("hard_weight", self.hard_weight), ("temperature", self.temperature)];
+                return match given.iter().find(|(_, given)| given.is_some()) {
+                    Some((key, _)) => Err(self.wrong(format!(
+                        "{key} is of soft labels, and there are none; name soft_labels, soft or votes, or leave it out"
+                    ))),
+                    None => Ok(None),
+                };
+            }
+            _ => {
+                return Err(
+                    self.wrong("soft_labels, soft and votes are three sources of one thing; name one".into())
+                );
+            }
+        };
+        if matches!(source, SoftSource::Weights(_)) && spec.labels.is_empty() && self.label.is_none() {
+            return Err(
+                self.wrong("soft holds a number for each label, and nothing names them; give labels".into())
+            );
+        }
+        SoftLabels::new(&spec.name, spec.kind, source, self.hard_weight, self.temperature).map(Some)
+    }
+
+    /// The columns of soft labels in the data file.
+    fn soft_columns(&self) -> &[Column] {
+        let soft = self.soft.as_ref().map(OneOrMore::columns);
+        soft.or(self.votes.as_deref()).unwrap_or_default()
+    }
+
+    /// The classes, where nothing says them: the names of the columns that hold a number for each.
+    fn labels_of_columns(&self) -> Vec<String> {
+        match &self.soft {
+            Some(OneOrMore::More(columns)) if self.label.is_none() => {
+                columns.iter().map(Column::to_string).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -271,7 +355,7 @@ impl TaskEntry {
         Ok(TaskSpec {
             texts: files[0].columns.texts(),
             span: self.span_options(),
-            labels: self.labels.clone().unwrap_or_default(),
+            labels: self.labels.clone().unwrap_or_else(|| self.labels_of_columns()),
             files,
             ..TaskSpec::new(self.name.clone(), kind)
         })
@@ -297,7 +381,11 @@ impl TaskEntry {
             Columns::Row {
                 text_a: need("text_a", &self.text_a)?,
                 text_b: self.text_b.clone(),
-                label: Some(need("label", &self.label)?),
+                // Where the file holds distributions, the most probable label will do.
+                label: match self.soft_columns() {
+                    [] => Some(need("label", &self.label)?),
+                    _ => self.label.clone(),
+                },
             }
         } else if self.group.is_some() {
             Columns::Grouped {
@@ -348,7 +436,8 @@ impl TaskEntry {
     }
 
     fn source(&self, split: Split, path: PathBuf, kind: TaskKind) -> Result<SourceFile, DataError> {
-        let named = self.named_columns().iter().any(|(_, column)| matches!(column, Column::Name(_)));
+        let columns_named = self.named_columns().into_iter().map(|(_, column)| column);
+        let named = columns_named.chain(self.soft_columns()).any(|column| matches!(column, Column::Name(_)));
         let header = self.header.unwrap_or(named);
         let format = match (kind, path.extension().and_then(|extension| extension.to_str())) {
             (TaskKind::Span, Some("json")) => Format::Squad,

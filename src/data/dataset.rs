@@ -135,6 +135,9 @@ pub struct Dataset {
     pub groups: Vec<u32>,
     /// [examples]
     pub labels: Vec<Label>,
+    /// Soft labels: for each sequence a number for each output of the task's head, a class's probability, a
+    /// candidate's, or a score. Empty where the task has none. [sequences, outputs]
+    pub soft: Vec<f32>,
     /// How many sequences were cut to the maximal length.
     pub truncated: u64,
     /// How many windows of texts were left out because they do not hold the answer.
@@ -215,11 +218,13 @@ impl Dataset {
     /// The set of these examples in this order. What was cut is counted no more.
     pub fn select(&self, examples: &[u32]) -> Dataset {
         let mut selected = Dataset::new();
+        let width = self.soft_width();
         for &example in examples {
             let example = example as usize;
             for sequence in self.sequences_of(example) {
                 selected.push_sequence(self.sequence(sequence), self.second[sequence]);
                 selected.marks.push(&self.marks, sequence);
+                selected.soft.extend_from_slice(&self.soft[sequence * width..(sequence + 1) * width]);
             }
             selected.finish_example(self.labels[example]);
             selected.passages.extend(self.passages.get(example).cloned());
@@ -233,6 +238,11 @@ impl Dataset {
         marks.filter(|&mark| self.marks.is_read(mark)).count()
     }
 
+    /// The numbers of a sequence's soft label; 0 where there are none.
+    pub fn soft_width(&self) -> usize {
+        self.soft.len() / self.sequences().max(1)
+    }
+
     /// Takes all examples out and keeps the room that they took.
     pub(crate) fn clear(&mut self) {
         self.ids.clear();
@@ -240,6 +250,7 @@ impl Dataset {
         self.second.clear();
         self.groups.truncate(1);
         self.labels.clear();
+        self.soft.clear();
         (self.truncated, self.dropped) = (0, 0);
         self.marks = Marks::default();
         self.passages.clear();
@@ -267,6 +278,7 @@ impl Dataset {
         self.second.extend_from_slice(&other.second);
         self.groups.extend(other.groups[1..].iter().map(|group| sequences + group));
         self.labels.extend_from_slice(&other.labels);
+        self.soft.extend_from_slice(&other.soft);
         self.truncated += other.truncated;
         self.dropped += other.dropped;
         self.marks.append(&other.marks);

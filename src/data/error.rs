@@ -37,6 +37,9 @@ pub enum DataError {
     #[error("{}:{line}: field {field:?} {reason}", path.display())]
     Field { path: PathBuf, line: u64, field: String, reason: String },
 
+    #[error("{}:{line}: {reason}", path.display())]
+    Soft { path: PathBuf, line: usize, reason: String },
+
     #[error("{}:{line}: unknown label {label:?}; the labels are {known}{}", path.display(), nearest(nearest_name))]
     UnknownLabel { path: PathBuf, line: u64, label: String, known: String, nearest_name: Option<String> },
 

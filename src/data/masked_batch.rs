@@ -43,6 +43,7 @@ impl MaskedBatch {
             sequences: size,
             groups: size,
             predictions: 0,
+            soft: 0,
         };
         Self {
             batch: Batch::with_capacity(capacity, line),

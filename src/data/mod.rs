@@ -7,6 +7,7 @@
 //! | [`task`], [`glue`], [`custom`] | what a task is: its kind, labels, metrics, and where its files lie |
 //! | [`reader`] | lines of TSV, CSV or JSONL into [`Example`]s |
 //! | [`qnli`] | two rows of QNLI v1 into a query with two candidates |
+//! | [`soft`] | distributions over the answers, to train on beside the labels |
 //! | [`sample`] | examples without any file: the built-in sample tasks |
 //! | [`text`] | files of raw text into sentences and documents |
 //! | [`vocabulary`] | such text into a vocabulary |
@@ -47,6 +48,7 @@ pub mod sample;
 pub mod sampler;
 pub mod san;
 mod sentences;
+pub mod soft;
 mod squad;
 pub mod task;
 pub mod text;

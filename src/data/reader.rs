@@ -10,6 +10,8 @@ use super::dataset::{Example, Label, Text};
 use super::error::{DataError, list, nearest_name};
 use super::qnli::{self, Half, Pairs};
 use super::rows::{Place, Row, Rows};
+use super::soft::columns::Columns as SoftColumns;
+use super::soft::{SoftLabels, SoftSource};
 use super::task::{Column, Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
 use super::{squad, words};
 
@@ -47,6 +49,11 @@ pub fn read(file: &SourceFile, spec: &TaskSpec) -> Result<(Vec<Example>, Skipped
     parse(open(file)?, file, spec)
 }
 
+/// The soft labels of all examples that [`read`] reads, `[examples, labels]`, where the task's data files hold them.
+pub fn read_soft(file: &SourceFile, spec: &TaskSpec) -> Result<Vec<f32>, DataError> {
+    Ok(parse_all(open(file)?, file, spec)?.2)
+}
+
 /// [`read`] from text that is not in a file of its own, such as standard input; `file` says how it is cut, and its
 /// path is what errors name.
 pub fn parse(
@@ -54,18 +61,27 @@ pub fn parse(
     file: &SourceFile,
     spec: &TaskSpec,
 ) -> Result<(Vec<Example>, Skipped), DataError> {
-    if file.split != Split::Test && !file.columns.labelled() {
+    let (examples, skipped, _) = parse_all(input, file, spec)?;
+    Ok((examples, skipped))
+}
+
+fn parse_all(
+    input: impl BufRead,
+    file: &SourceFile,
+    spec: &TaskSpec,
+) -> Result<(Vec<Example>, Skipped, Vec<f32>), DataError> {
+    if file.split != Split::Test && !file.columns.labelled() && spec.soft_columns().is_none() {
         let reason = format!("no column of {} is named as its label", file.path.display());
         return Err(DataError::Task { task: spec.name.clone(), reason });
     }
-    let mut reader = Reader { file, spec, skipped: Skipped::default() };
+    let mut reader = Reader { file, spec, skipped: Skipped::default(), soft: Vec::new() };
     if let (Columns::Questions { answers }, TaskKind::Span) = (&file.columns, spec.kind) {
         let examples = squad::read(input, file, spec, *answers)?;
         return match examples.is_empty() {
             true => {
                 Err(DataError::Empty { path: file.path.clone(), skipped: Some("it has no question".into()) })
             }
-            false => Ok((examples, reader.skipped)),
+            false => Ok((examples, reader.skipped, Vec::new())),
         };
     }
     let rows = Rows::new(file, input)?;
@@ -111,7 +127,7 @@ pub fn parse(
         let skipped = (reader.skipped.count > 0).then(|| reader.skipped.to_string());
         return Err(DataError::Empty { path: file.path.clone(), skipped });
     }
-    Ok((examples, reader.skipped))
+    Ok((examples, reader.skipped, reader.soft))
 }
 
 /// Gives a task without labels those of its train files: sorted, as numbers if all of them are, `O` first. A task of
@@ -140,23 +156,29 @@ pub fn learn_labels(spec: &mut TaskSpec) -> Result<(), DataError> {
             })?;
             continue;
         }
-        let Columns::Row { label: Some(column), .. } = &file.columns else { continue };
+        let (columns, votes) = match (&file.columns, &spec.soft) {
+            (Columns::Row { label: Some(column), .. }, _) => (std::slice::from_ref(column), false),
+            (_, Some(SoftLabels { source: SoftSource::Votes(columns), .. })) => (&columns[..], true),
+            _ => continue,
+        };
         let mut rows = Rows::new(file, open(file)?)?;
-        let place = rows.place(column)?;
+        let places: Vec<_> = columns.iter().map(|column| rows.place(column)).collect::<Result<_, _>>()?;
         let mut row = Row::default();
         while rows.next(&mut row)? {
-            if row.is_blank() {
-                continue;
+            for (column, place) in columns.iter().zip(&places).filter(|_| !row.is_blank()) {
+                let label = row.text(place).map_err(|reason| field(file, &row, column, reason))?;
+                match label.trim() {
+                    "" | "-" if votes => {}
+                    "" => {
+                        let (path, line) = (file.path.clone(), row.line);
+                        let what = format!("label (column {column})");
+                        return Err(DataError::EmptyText { path, line, what });
+                    }
+                    label if labels.contains(label) => {}
+                    label => drop(labels.insert(label.to_string())),
+                }
+                check_few(&labels, file, spec, Some(column))?;
             }
-            let label = row.text(&place).map_err(|reason| field(file, &row, column, reason))?;
-            if label.trim().is_empty() {
-                let (path, line) = (file.path.clone(), row.line);
-                return Err(DataError::EmptyText { path, line, what: format!("label (column {column})") });
-            }
-            if !labels.contains(label.trim()) {
-                labels.insert(label.trim().to_string());
-            }
-            check_few(&labels, file, spec, Some(column))?;
         }
     }
     spec.labels = labels.into_iter().collect();
@@ -201,6 +223,8 @@ struct Reader<'a> {
     file: &'a SourceFile,
     spec: &'a TaskSpec,
     skipped: Skipped,
+    /// The soft labels that its columns hold, `[examples, labels]`.
+    soft: Vec<f32>,
 }
 
 impl Reader<'_> {
@@ -264,10 +288,19 @@ impl Reader<'_> {
         let place_a = rows.place(text_a)?;
         let place_b = text_b.map(|column| Ok((column, rows.place(column)?))).transpose()?;
         let place_label = label.map(|column| Ok((column, rows.place(column)?))).transpose()?;
+        // In test files nothing is asked of them.
+        let soft_columns = match self.file.split {
+            Split::Test => None,
+            _ => SoftColumns::find(self.spec, self.file, &rows)?,
+        };
         let mut examples = Vec::new();
+        let mut soft = Vec::new();
         self.each(rows, |reader, row| {
+            let distribution = soft_columns.as_ref().map(|columns| columns.distribution(row)).transpose();
+            let distribution =
+                distribution.map_err(|(column, reason)| field(reader.file, row, column, reason))?;
             let label = match &place_label {
-                None => Label::None,
+                None => distribution.as_ref().map_or(Label::None, |(_, label)| *label),
                 Some((column, place)) => {
                     let label = reader.text(row, column, place)?;
                     let label = label.trim();
@@ -293,8 +326,10 @@ impl Reader<'_> {
                 Some(b) => Text::Pair(a.into_owned(), b.into_owned()),
             };
             examples.push(Example { text, label });
+            soft.extend(distribution.into_iter().flat_map(|(distribution, _)| distribution));
             Ok(Outcome::Taken)
         })?;
+        self.soft = soft;
         Ok(examples)
     }
 

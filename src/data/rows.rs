@@ -216,7 +216,8 @@ impl Row {
         }
     }
 
-    fn value(&self, place: &Place) -> Result<&Value, String> {
+    /// The value at `place` of a JSON object, or why there is none.
+    pub(crate) fn value(&self, place: &Place) -> Result<&Value, String> {
         match (&self.cells, place) {
             (Cells::Object(object), Place::Key(key)) => {
                 object.get(key).ok_or_else(|| "is missing".to_string())

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, list, nearest_name};
 use super::san::SanSpec;
+use super::soft::SoftLabels;
 
 /// What a task's head answers, and so which of MT-DNN's losses it trains with
 /// (Liu et al. 2019, arXiv 1901.11504, section 4).
@@ -230,6 +231,9 @@ pub struct TaskSpec {
     /// Examples of its training batches at most, in place of the run's number.
     #[serde(skip)]
     pub batch_size: Option<usize>,
+    /// The distributions that it is trained on beside its labels; of the run, not of the model.
+    #[serde(skip)]
+    pub soft: Option<SoftLabels>,
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
@@ -280,8 +284,14 @@ impl TaskSpec {
             san: None,
             span: (kind == TaskKind::Span).then(SpanOptions::default),
             batch_size: None,
+            soft: None,
             files: Vec::new(),
         }
+    }
+
+    /// The columns of its data files that hold distributions over its labels, if there are any.
+    pub fn soft_columns(&self) -> Option<&[Column]> {
+        self.soft.as_ref()?.source.columns()
     }
 
     /// The files of `split`.

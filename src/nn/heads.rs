@@ -75,11 +75,13 @@ pub struct Answers {
     pub token_groups: Var,
     /// The numbers of the answer's first and last token in each group, u32 `[groups, 2]`.
     pub spans: Var,
+    /// Soft labels, `[sequences, outputs]`; no step reads them where the task has none.
+    pub soft: Var,
 }
 
 impl Answers {
-    /// Declares the inputs.
-    pub fn record(tape: &mut Tape) -> Self {
+    /// Declares the inputs for a head of so many outputs.
+    pub fn record(tape: &mut Tape, outputs: usize) -> Self {
         Self {
             labels: tape.input("labels", DType::U32, Rows::Sequences, 1),
             targets: tape.input("targets", DType::F32, Rows::Sequences, 1),
@@ -88,6 +90,7 @@ impl Answers {
             classes: tape.input("classes", DType::U32, Rows::Predictions, 1),
             token_groups: tape.input("token_groups", DType::U32, Rows::GroupStarts, 1),
             spans: tape.input("spans", DType::U32, Rows::Groups, 2),
+            soft: tape.input("soft", DType::F32, Rows::Sequences, outputs),
         }
     }
 }

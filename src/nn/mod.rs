@@ -9,6 +9,7 @@ mod model;
 mod parameters;
 mod pretraining;
 mod san;
+mod soft;
 pub mod weights;
 
 pub use bert::{Bert, Picked};

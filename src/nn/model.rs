@@ -8,6 +8,7 @@ use super::heads::{Answer, Answers, Head, Reading, Reads};
 use super::inputs::{Inputs, marks, token_index};
 use super::parameters::ParameterTable;
 use super::san::Memory;
+use super::soft;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, TaskSpec};
 use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
@@ -114,11 +115,12 @@ impl Model {
     pub fn training(&self, task: usize, capacity: Extents, scale: f32, accumulate: bool) -> Recorded {
         let mut tape = Tape::new(Mode::Training).with_precision(self.precision);
         let index = token_index(&mut tape);
-        let answers = Answers::record(&mut tape);
+        let answers = Answers::record(&mut tape, self.tasks[task].outputs());
         let sequence_keys = sequence_keys(&mut tape);
         let reading = self.read(&mut tape, index, sequence_keys, &[task]);
         let Answer { logits, .. } = self.head(task).answer(&mut tape, &reading);
-        let loss = self.head(task).loss(&mut tape, logits, &answers);
+        let hard = self.head(task).loss(&mut tape, logits, &answers);
+        let loss = soft::with_soft_labels(&mut tape, &self.tasks[task], logits, hard, &answers);
         let program = Program::training(tape, &[loss], scale, accumulate, capacity);
         Recorded {
             program,
@@ -258,6 +260,7 @@ impl Recorded {
             inputs.write(answers.targets, &batch.targets)?;
             inputs.write(answers.groups, &batch.groups)?;
             inputs.write(answers.positives, &batch.labels)?;
+            inputs.write(answers.soft, &batch.soft)?;
             inputs.write(answers.classes, &batch.marked.classes)?;
             inputs.write(answers.token_groups, &batch.marked.groups)?;
             inputs.write(answers.spans, &batch.marked.spans)?;

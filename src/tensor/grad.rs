@@ -256,7 +256,9 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         | Op::SquaredErrorGrad { .. }
         | Op::RankingGrad { .. }
         | Op::SoftCrossEntropyGrad { .. }
-        | Op::WeightedSumGrad { .. } => panic!("{} is a backward step and has no backward of its own", op.name()),
+        | Op::WeightedSumGrad { .. } => {
+            panic!("{} is a backward step and has no backward of its own", op.name())
+        }
     }
 }
 

@@ -33,6 +33,8 @@ impl Op {
             Op::VocabularyLoss { .. } => "vocabulary_loss",
             Op::SquaredError { .. } => "squared_error",
             Op::Ranking { .. } => "ranking",
+            Op::SoftCrossEntropy { .. } => "soft_cross_entropy",
+            Op::WeightedSum { .. } => "weighted_sum",
             Op::Fill { .. } => "fill",
             Op::Accumulate { .. } => "accumulate",
             Op::EmbeddingGrad { .. } => "embedding_grad",
@@ -50,6 +52,8 @@ impl Op {
             Op::VocabularyLossGrad { .. } => "vocabulary_loss_grad",
             Op::SquaredErrorGrad { .. } => "squared_error_grad",
             Op::RankingGrad { .. } => "ranking_grad",
+            Op::SoftCrossEntropyGrad { .. } => "soft_cross_entropy_grad",
+            Op::WeightedSumGrad { .. } => "weighted_sum_grad",
         }
     }
 

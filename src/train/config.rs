@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::distill::DistillConfig;
 use super::mix::MixConfig;
 use super::pretrain::PretrainConfig;
 use super::schedule::ScheduleKind;
@@ -27,6 +28,9 @@ pub struct RunConfig {
     /// How `pretrain` makes an encoder; no part of a run on tasks, so that its saved settings do not hold it.
     #[serde(skip_serializing)]
     pub pretrain: Option<PretrainConfig>,
+    /// How `distill` teaches a student; no part of a run.
+    #[serde(skip_serializing)]
+    pub distill: Option<DistillConfig>,
     /// What `vocab` makes the vocabulary from; no part of a run, so that a run's saved settings do not hold it.
     #[serde(skip_serializing)]
     pub vocab: VocabularyConfig,
@@ -43,6 +47,7 @@ impl Default for RunConfig {
             model: ModelConfig::default(),
             train: TrainConfig::default(),
             pretrain: None,
+            distill: None,
             vocab: VocabularyConfig::default(),
             tasks: Vec::new(),
         }

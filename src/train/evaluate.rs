@@ -121,7 +121,7 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
 
 /// The room that training on such batches of a set needs, in lines of `line` rows.
 pub fn training_capacity(dataset: &Dataset, batching: &Batching, line: usize) -> Extents {
-    let Capacity { tokens, sequences, groups, predictions } = Capacity::of(dataset, batching, line);
+    let Capacity { tokens, sequences, groups, predictions, soft: _ } = Capacity::of(dataset, batching, line);
     Extents { tokens, sequences, groups, predictions }
 }
 

@@ -5,6 +5,7 @@
 //! | [`config`] | the run file: every setting and its default |
 //! | [`prepare`] | what it names: tasks, token ids, an encoder |
 //! | [`run`], [`monitor`], `keeper`, `settings` | a whole run and its directory; what it tells, and what it writes down |
+//! | [`distill`], [`teachers`] | teachers and students as one experiment; what several models answer together |
 //! | [`pretrain`] | stage one: masked words and next sentences |
 //! | [`mix`] | which task comes how often |
 //! | [`trainer`], [`error`], `coverage` | the loop: steps, updates, when to measure and to save; what makes it impossible |
@@ -21,6 +22,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod config;
 mod coverage;
+pub mod distill;
 pub mod entities;
 pub mod error;
 pub mod evaluate;
@@ -39,4 +41,5 @@ mod settings;
 pub mod signals;
 pub mod spans;
 pub mod store;
+pub mod teachers;
 pub mod trainer;

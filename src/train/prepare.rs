@@ -9,6 +9,7 @@ use super::config::{ModelConfig, RunConfig};
 use super::monitor::{Event, Monitor};
 use super::trainer::TaskData;
 use crate::data::marks::Marks;
+use crate::data::soft::{self, SoftLabels, SoftSource};
 use crate::data::{Dataset, Example, Passage, Split, TaskEntry, TaskSpec, Tokenizer, cache, reader, sample};
 use crate::nn::directory::{self, DirectoryError, Loaded};
 use crate::nn::{BertConfig, ParameterTable};
@@ -240,10 +241,21 @@ fn task_data(
             monitor.tell(Event::Warning(note));
         }
         match file.split {
-            Split::Train => sets.train.append(&prepared.dataset),
+            Split::Train => {
+                let mut train = prepared.dataset;
+                if task.soft_columns().is_some() {
+                    train.soft = reader::read_soft(file, task)?;
+                }
+                sets.train.append(&train);
+            }
             _ => sets.dev.push((file.name.clone(), prepared.dataset)),
         }
     }
+    if let Some(SoftLabels { source: SoftSource::File(path), .. }) = &task.soft {
+        monitor.tell(Event::Reading { path });
+        sets.train.soft = soft::file::read(path, task, &train_examples(task)?)?;
+    }
+    temper(task, &mut sets.train);
     Ok(Some(sets))
 }
 
@@ -270,6 +282,28 @@ fn take_part(entry: &TaskEntry, seed: u64, train: &mut Dataset, monitor: &mut dy
         "task {name}: trained on {} of its {all} examples, drawn from seed {seed}",
         train.len()
     )));
+}
+
+/// The examples of a task's train files as text, in the order of its token ids.
+///
+/// # Errors
+/// Text that is missing or wrong.
+pub fn train_examples(task: &TaskSpec) -> anyhow::Result<Vec<Example>> {
+    let mut examples = Vec::new();
+    for file in task.files_of(Split::Train) {
+        examples.extend(reader::read(file, task)?.0);
+    }
+    Ok(examples)
+}
+
+/// Takes a set's soft labels to the temperature at which they are learned.
+fn temper(task: &TaskSpec, set: &mut Dataset) {
+    let Some(SoftLabels { temperature, .. }) = task.soft else { return };
+    let width = set.soft_width();
+    for example in 0..set.len() {
+        let sequences = set.sequences_of(example);
+        soft::temper(&mut set.soft[sequences.start * width..sequences.end * width], temperature);
+    }
 }
 
 fn tell_of_truncation(task: &TaskSpec, sets: &TaskData, max_length: usize, monitor: &mut dyn Monitor) {
@@ -333,6 +367,7 @@ fn hash(hasher: &mut Sha256, name: &str, set: &Dataset) {
     for label in &set.labels {
         hasher.update(bytemuck::cast_slice(&label.to_bits()));
     }
+    hasher.update(bytemuck::cast_slice(&set.soft));
     // Sets without marks are hashed as they were before there were any.
     if set.marks.is_empty() {
         return;
@@ -372,6 +407,9 @@ mod tests {
         assert_eq!(one, fingerprints(&data(&[Label::Class(0), Label::Class(1)])));
         assert_ne!(one, fingerprints(&data(&[Label::Class(1), Label::Class(0)])));
         assert_ne!(one, fingerprints(&data(&[Label::Class(0)])));
+        let mut soft = data(&[Label::Class(0), Label::Class(1)]);
+        soft[0].train.soft = vec![0.5; 4];
+        assert_ne!(one, fingerprints(&soft));
     }
 
     #[test]

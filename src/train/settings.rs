@@ -120,7 +120,7 @@ pub(super) fn save_plan<'a>(
 }
 
 /// Writes a file beside its place and moves it there, so that a full disk leaves the one before.
-fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
     let beside = path.with_extension("new");
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))

@@ -289,7 +289,12 @@ struct WeightedSum {
 }
 
 /// `out = weights[0] terms[0] + weights[1] terms[1]`, numbers all; without a second term the first alone.
-pub fn weighted_sum(launches: &mut Launches, terms: (Operand, Option<Operand>), weights: [f32; 2], out: Operand) {
+pub fn weighted_sum(
+    launches: &mut Launches,
+    terms: (Operand, Option<Operand>),
+    weights: [f32; 2],
+    out: Operand,
+) {
     let (first, second) = terms;
     assert_eq!([first.dtype, out.dtype], [DType::F32; 2], "losses");
     let arguments = WeightedSum {
