@@ -29,7 +29,8 @@ impl Lesson {
     /// Soft labels of `hard_weight` and `temperature`; their numbers are to be written into the set.
     fn new(kind: TaskKind, hard_weight: f32, temperature: f32) -> Self {
         let soft = SoftLabels { source: SoftSource::File("soft.jsonl".into()), hard_weight, temperature };
-        Self { spec: TaskSpec { soft: Some(soft), ..task("task", kind, 3) }, set: lesson(kind, 7, 5) }
+        let gamma = if kind == TaskKind::Ranking { 1.5 } else { 1.0 };
+        Self { spec: TaskSpec { soft: Some(soft), gamma, ..task("task", kind, 3) }, set: lesson(kind, 7, 5) }
     }
 
     /// The choices that a softmax is taken over: elements of the logits.
@@ -75,7 +76,8 @@ impl Lesson {
         let mut answers: Vec<f64> = logits.iter().copied().map(f64::from).collect();
         if self.spec.kind != TaskKind::Regression {
             for choice in self.choices() {
-                let powers: Vec<f64> = answers[choice.clone()].iter().map(|l| (l / temperature).exp()).collect();
+                let factor = f64::from(self.spec.gamma) / temperature;
+                let powers: Vec<f64> = answers[choice.clone()].iter().map(|l| (l * factor).exp()).collect();
                 let sum: f64 = powers.iter().sum();
                 answers[choice].iter_mut().zip(powers).for_each(|(answer, power)| *answer = power / sum);
             }
@@ -86,7 +88,8 @@ impl Lesson {
     /// Soft labels that are nobody's answers.
     fn make_up_soft_labels(&mut self) {
         let width = self.spec.outputs();
-        self.set.soft = (0..self.set.sequences() * width).map(|i| 0.2 + (i as f32 * 0.7).sin().abs()).collect();
+        self.set.soft =
+            (0..self.set.sequences() * width).map(|i| 0.2 + (i as f32 * 0.7).sin().abs()).collect();
         if self.spec.kind != TaskKind::Regression {
             for choice in self.choices() {
                 let sum: f32 = self.set.soft[choice.clone()].iter().sum();
@@ -108,7 +111,8 @@ fn the_loss_is_its_equation_at_every_weight_and_temperature() {
             lesson.make_up_soft_labels();
             let (logits, loss, _) = lesson.step();
             let (mut hard, mut soft) = (0.0, 0.0);
-            let (plain, warm) = (lesson.answers(&logits, 1.0), lesson.answers(&logits, f64::from(temperature)));
+            let (plain, warm) =
+                (lesson.answers(&logits, 1.0), lesson.answers(&logits, f64::from(temperature)));
             for (choice, label) in lesson.choices().into_iter().zip(&lesson.set.labels) {
                 let targets = lesson.set.soft[choice.clone()].iter().copied().map(f64::from);
                 match *label {
@@ -126,7 +130,10 @@ fn the_loss_is_its_equation_at_every_weight_and_temperature() {
             let (w, t, count) = (f64::from(weight), f64::from(temperature), lesson.set.len() as f64);
             let exact = (w * hard + (1.0 - w) * t * t * soft) / count;
             let error = (f64::from(loss) - exact).abs();
-            assert!(error < 1e-5 * exact.max(1.0), "{kind}, weight {w}, temperature {t}: {loss} is not {exact}");
+            assert!(
+                error < 1e-5 * exact.max(1.0),
+                "{kind}, weight {w}, temperature {t}: {loss} is not {exact}"
+            );
         }
     }
 }
@@ -177,7 +184,8 @@ fn soft_labels_of_several_models_are_their_mean_and_are_learned_from() {
     place.ok(&["train", "run.toml"]);
     place.ok(&["train", "run.toml", "--seed", "8", "--output", "other"]);
     let soft = |models: &[&str], task: &str, output: &str| {
-        let mut arguments = vec!["predict", "--soft", "--task", task, "--data", "run.toml", "--output", output];
+        let mut arguments =
+            vec!["predict", "--soft", "--task", task, "--data", "run.toml", "--output", output];
         models.iter().for_each(|model| arguments.extend(["--model", model]));
         place.ok(&arguments);
         numbers(&place, output)
@@ -205,7 +213,9 @@ fn soft_labels_of_several_models_are_their_mean_and_are_learned_from() {
     // Both runs draw the same batches, so that their first losses differ by the labels alone.
     let keys = |task: &str, keys: &str| format!("name = \"{task}\"\nsoft_labels = \"{task}.soft\"\n{keys}");
     let mut text = RUN.to_string();
-    for (task, more) in [("mood", "temperature = 2.0\n"), ("likeness", "hard_weight = 0.25\n"), ("answer", "")] {
+    for (task, more) in
+        [("mood", "temperature = 2.0\n"), ("likeness", "hard_weight = 0.25\n"), ("answer", "")]
+    {
         text = text.replace(&format!("name = \"{task}\"\n"), &keys(task, more));
     }
     place.write("soft.toml", &text);
@@ -228,7 +238,10 @@ fn what_cannot_be_meant_is_refused() {
     let place = Place::new();
     let soft = ["predict", "--soft", "--task", "mood", "--data", "run.toml"];
     place.refused(&[&soft[..], &["--model", "run"]].concat(), &["--output"]);
-    place.refused(&["predict", "--model", "a", "--model", "b", "--task", "mood"], &["averaged with --soft alone"]);
+    place.refused(
+        &["predict", "--model", "a", "--model", "b", "--task", "mood"],
+        &["averaged with --soft alone"],
+    );
     place.refused(
         &[&soft[..2], &["--task", "mood,answer", "--data", "x", "--output", "y", "--model", "run"]].concat(),
         &["soft labels are of one task"],
@@ -243,7 +256,10 @@ fn what_cannot_be_meant_is_refused() {
         ("soft_labels = \"a\"\ntemperature = -1.0", &["temperature is -1"]),
         ("soft = [\"mood\", \"text\", \"mood\"]", &["soft names 3 columns, and the task has 2 labels"]),
         ("soft = [\"mood\", \"text\"]", &["mood-train.tsv:2: field \"mood\" is \"up\", not a number"]),
-        ("votes = [\"text\"]", &["mood-train.tsv:2: field \"text\" is \"the film was good\"; the labels are down, up"]),
+        (
+            "votes = [\"text\"]",
+            &["mood-train.tsv:2: field \"text\" is \"the film was good\"; the labels are down, up"],
+        ),
     ] {
         place.run_file("name = \"mood\"\n", &format!("name = \"mood\"\n{keys}\n"));
         place.refused(&["train", "run.toml"], words);
@@ -278,7 +294,9 @@ fn distributions_of_the_data_file_are_learned_from() {
     let mut all = Vec::new();
     for (file, text, keys) in forms {
         place.write(file, text);
-        let task = format!("[[task]]\nname = \"mood\"\ntrain = \"{file}\"\ndev = \"{file}\"\ntext_a = \"text\"\n{keys}\n");
+        let task = format!(
+            "[[task]]\nname = \"mood\"\ntrain = \"{file}\"\ndev = \"{file}\"\ntext_a = \"text\"\n{keys}\n"
+        );
         place.write("run.toml", format!("{head}{task}"));
         let ended = place.ok(&["train", "run.toml", "--output", file.split('.').next().unwrap()]);
         assert!(ended.stderr.contains("task mood: 2 classes, 48 to train on"), "{}", ended.stderr);
@@ -291,8 +309,13 @@ fn distributions_of_the_data_file_are_learned_from() {
     let last = all[0].0.last().unwrap().1;
     assert!(last > 0.2, "the loss of soft labels is {last}");
     // The label column counts where hard_weight says so.
-    place.write("run.toml", format!("{head}[[task]]\nname = \"mood\"\ntrain = \"votes.tsv\"\ndev = \"votes.tsv\"\n\
-        text_a = \"text\"\nlabel = \"one\"\nvotes = [\"one\", \"two\", \"three\"]\nhard_weight = 0.9\n"));
+    place.write(
+        "run.toml",
+        format!(
+            "{head}[[task]]\nname = \"mood\"\ntrain = \"votes.tsv\"\ndev = \"votes.tsv\"\n\
+        text_a = \"text\"\nlabel = \"one\"\nvotes = [\"one\", \"two\", \"three\"]\nhard_weight = 0.9\n"
+        ),
+    );
     place.ok(&["train", "run.toml", "--output", "hard"]);
     assert_ne!(losses(&place, "hard"), all[0].0);
     for (row, words) in [
@@ -300,8 +323,10 @@ fn distributions_of_the_data_file_are_learned_from() {
         ("the film was good\tup\tdwn\tup\n", "votes.tsv:50: field \"two\" is \"dwn\"; the labels are"),
     ] {
         place.write("votes.tsv", votes.clone() + row);
-        let text = format!("{head}[[task]]\nname = \"mood\"\nlabels = [\"down\", \"up\"]\ntrain = \"votes.tsv\"\n\
-            dev = \"votes.tsv\"\ntext_a = \"text\"\nvotes = [\"one\", \"two\", \"three\"]\n");
+        let text = format!(
+            "{head}[[task]]\nname = \"mood\"\nlabels = [\"down\", \"up\"]\ntrain = \"votes.tsv\"\n\
+            dev = \"votes.tsv\"\ntext_a = \"text\"\nvotes = [\"one\", \"two\", \"three\"]\n"
+        );
         place.write("run.toml", text);
         place.refused(&["train", "run.toml"], &[words]);
     }
@@ -332,7 +357,8 @@ fn distill_trains_teachers_and_students_once() {
     };
     let dropout = |run| settings(run)["train"].get("dropout").and_then(toml::Value::as_float);
     assert_eq!([1, 2, 3].map(|n| dropout(&format!("teachers/{n}"))), [Some(0.1), Some(0.2), Some(0.1)]);
-    let seeds = ["teachers/1", "teachers/3", "students/7", "twins/8"].map(|run| settings(run)["seed"].clone());
+    let seeds =
+        ["teachers/1", "teachers/3", "students/7", "twins/8"].map(|run| settings(run)["seed"].clone());
     assert_eq!(seeds, [9, 11, 7, 8].map(toml::Value::Integer));
     let (student, twin) = (settings("students/7"), settings("twins/7"));
     let task = |run: &toml::Table, number: usize| run["task"][number].as_table().unwrap().clone();
@@ -368,7 +394,7 @@ fn distill_refuses_what_fits_no_experiment() {
         assert!(ended.stderr.contains(words), "{words:?} is not in {}", ended.stderr);
         assert!(!place.path("run").exists());
     };
-    usage("", "it has no [distill] table");
+    usage("", "there is no [distill] table");
     usage("[distill]\ntasks = [\"mod\"]", "distill.tasks: \"mod\" is no task of the run file");
     usage("[distill]\nteachers = 0", "distill.teachers: 0 teach nothing");
     usage("[distill]\ntop = 9", "distill.top: 9 of 3 teachers");
@@ -377,5 +403,9 @@ fn distill_refuses_what_fits_no_experiment() {
     usage("[distill]\nhard_weight = 1.0", "distill.hard_weight: 1 is not a share");
     usage("[distill]\ntemperature = 0.0", "distill.temperature: 0 is not a number above 0");
     usage("[distill]\nteacher = 2", "unknown key \"teacher\"; did you mean \"teachers\"?");
+    place.run_file("label = \"mood\"\n", "label = \"mood\"\nexamples = 5\n[distill]\n");
+    let part = place.run(&["distill", "run.toml"]);
+    assert_eq!(part.code, Some(2), "{}", part.stderr);
+    assert!(part.stderr.contains("mood trains on a part that each seed draws anew"), "{}", part.stderr);
     usage("eval = \"never\"\n[distill]", "train.eval: teachers and students are compared by dev figures");
 }

@@ -1,7 +1,6 @@
 //! `distill`: teachers, soft labels and students from one run file.
 
 use std::io::{Write, stdout};
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::Args;
@@ -10,8 +9,7 @@ use mtdnn_raw::train::distill::{self, RESULTS};
 use mtdnn_raw::train::signals::Stop;
 
 use super::console::Console;
-use super::device::DeviceArgs;
-use super::options::TrainArgs;
+use super::options::RunArgs;
 use super::{Exit, Usage, cache_directory};
 
 const EXAMPLES: &str = "\
@@ -26,47 +24,22 @@ The run file's [distill] says how many teachers and students there are, and its 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DistillArgs {
-    /// A run file (TOML) with [distill].
-    #[arg(value_name = "RUN.toml")]
-    file: PathBuf,
-
-    /// A folder with GLUE's tasks in their official layout, in place of the run file's tasks.
-    #[arg(long, value_name = "GLUE_DIR")]
-    data: Option<PathBuf>,
-
-    /// The tasks to train on: of --data (all that are there if not said), else of the run file.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
-    tasks: Option<Vec<String>>,
-
-    /// A pretrained model that teachers and students start from.
-    #[arg(long, value_name = "DIR")]
-    init: Option<PathBuf>,
-
-    /// The directory of the experiment. [default: the run file's output]
-    #[arg(long, value_name = "DIR")]
-    output: Option<PathBuf>,
-
-    /// The first student's seed. [default: 2018]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-
     #[command(flatten)]
-    device: DeviceArgs,
+    run: RunArgs,
 }
 
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<Exit> {
-    let DistillArgs { file, data, tasks, init, output, seed, device } = args;
-    let request = TrainArgs::of_file(file, data, tasks, init, output, *seed, device).request()?;
-    let config = request.config;
+    args.run.device.check()?;
+    let named = args.run.named()?;
+    let named = named.ok_or_else(|| Usage("distill: name a run file with a [distill] table".into()))?;
+    let config = args.run.complete(named)?;
     if config.distill.is_none() {
-        return Err(Usage(format!(
-            "{}: it has no [distill] table; [distill] alone takes its defaults",
-            file.display()
-        ))
-        .into());
+        let usage =
+            "distill: there is no [distill] table; a run file with [distill] alone takes its defaults";
+        return Err(Usage(usage.into()).into());
     }
     distill::check(&config).map_err(|error| Usage(error.to_string()))?;
-    let mut backend = device.backend()?;
+    let mut backend = args.run.device.backend()?;
     let mut console = Console::new(config.train.epochs, Stop::on_signals()?);
     let results =
         distill::run(&config, cache_directory().as_deref(), SystemTime::now(), &mut *backend, &mut console);

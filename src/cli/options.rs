@@ -255,28 +255,6 @@ pub(super) struct Request {
 }
 
 impl TrainArgs {
-    /// What another command that trains has in common with `train`.
-    pub(super) fn of_file(
-        file: &Path,
-        data: &Option<PathBuf>,
-        tasks: &Option<Vec<String>>,
-        init: &Option<PathBuf>,
-        output: &Option<PathBuf>,
-        seed: Option<u64>,
-        device: &DeviceArgs,
-    ) -> Self {
-        Self {
-            file: Some(file.to_path_buf()),
-            data: data.clone(),
-            tasks: tasks.clone(),
-            init: init.clone(),
-            output: output.clone(),
-            seed,
-            device: device.clone(),
-            ..Self::default()
-        }
-    }
-
     /// The settings that the run file (or what a run to be resumed has saved) and the flags make.
     pub(super) fn request(&self) -> anyhow::Result<Request> {
         self.run.device.check()?;

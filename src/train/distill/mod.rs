@@ -95,6 +95,14 @@ pub fn check(config: &RunConfig) -> Result<(), ConfigValueError> {
             "the built-in sample tasks have no files that soft labels could be made for; name tasks";
         return Err(ConfigValueError::new("distill", "tasks", problem.into()));
     }
+    if let Some(entry) = config.tasks.iter().find(|task| task.share.is_some() || task.examples.is_some()) {
+        let problem = format!(
+            "{} trains on a part that each seed draws anew, so that teachers would see what students do not; leave \
+             share and examples out, and give it a smaller train file",
+            entry.name
+        );
+        return Err(ConfigValueError::new("distill", "tasks", problem));
+    }
     Ok(())
 }
 
