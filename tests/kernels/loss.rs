@@ -2,7 +2,7 @@
 
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cpu::loss as cpu;
-use mtdnn_raw::backend::cuda::loss::{self, Candidates};
+use mtdnn_raw::backend::cuda::loss::{self, Candidates, SoftChoices};
 use mtdnn_raw::tensor::{DType, Extents, Rows};
 
 use super::emulation::Emulation;
@@ -128,4 +128,61 @@ fn ranking_is_the_cpus() {
         assert_near(&sizes, DType::F32, &bench.read(loss), &[expected], 2e-6);
         assert_near(&sizes, DType::F32, &bench.read(d_scores), &gradient, 1e-6);
     }
+}
+
+/// Rows of few and of many classes, and groups of any size; some choices are ruled out and have no probability.
+#[test]
+fn soft_cross_entropy_is_the_cpus() {
+    let Some(emulation) = Emulation::get() else { return };
+    let cases: [(usize, &[u32]); 5] = [(3, &[3; 7]), (40, &[40; 65]), (1, &[1]), (0, &[2, 5, 1, 40, 3]), (0, &[300, 7])];
+    for (classes, sizes) in cases {
+        let ends: Vec<u32> = (0..=sizes.len()).map(|choice| sizes[..choice].iter().sum()).collect();
+        let count = ends[sizes.len()] as usize;
+        let grouped = classes == 0;
+        let mut logits = numbers(1, DType::F32, count);
+        let mut targets: Vec<f32> = numbers(2, DType::F32, count).iter().map(|x| x.abs()).collect();
+        if sizes[0] > 1 {
+            (logits[0], targets[0]) = (f32::NEG_INFINITY, 0.0);
+        }
+        let choices = match grouped {
+            true => cpu::Choices::Groups(&ends),
+            false => cpu::Choices::Rows { rows: sizes.len(), classes },
+        };
+        let factor = 2.5;
+        let expected = cpu::soft_cross_entropy(&logits, &targets, choices, factor);
+        let mut gradient = vec![0.0; count];
+        cpu::soft_cross_entropy_gradient(&logits, &targets, choices, factor, D_LOSS, &mut gradient);
+        let (sequences, groups) = if grouped { (count, sizes.len()) } else { (sizes.len(), 0) };
+        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups, predictions: 0 });
+        let cols = classes.max(1);
+        let soft = SoftChoices {
+            logits: bench.value("logits", DType::F32, Rows::Sequences, cols, &logits),
+            targets: bench.value("targets", DType::F32, Rows::Sequences, cols, &targets),
+            groups: grouped.then(|| bench.memory.words("groups", &ends)),
+            factor,
+        };
+        let d_loss = bench.value("d_loss", DType::F32, Rows::Fixed(1), 1, &[D_LOSS]);
+        let loss = bench.output("loss", DType::F32, Rows::Fixed(1), 1);
+        let d_logits = bench.output("d_logits", DType::F32, Rows::Sequences, cols);
+        bench.run(emulation, |launches| {
+            loss::soft_cross_entropy(launches, &soft, loss);
+            loss::soft_cross_entropy_gradient(launches, &soft, d_loss, d_logits);
+        });
+        assert_near(&sizes, DType::F32, &bench.read(loss), &[expected], 2e-6);
+        assert_near(&sizes, DType::F32, &bench.read(d_logits), &gradient, 1e-6);
+    }
+}
+
+#[test]
+fn two_losses_become_one() {
+    let Some(emulation) = Emulation::get() else { return };
+    let mut bench = of_sequences(1);
+    let [first, second] =
+        [("first", 2.0), ("second", -3.0)].map(|(name, x)| bench.value(name, DType::F32, Rows::Fixed(1), 1, &[x]));
+    let [sum, alone] = ["sum", "alone"].map(|name| bench.output(name, DType::F32, Rows::Fixed(1), 1));
+    bench.run(emulation, |launches| {
+        loss::weighted_sum(launches, (first, Some(second)), [0.5, 0.25], sum);
+        loss::weighted_sum(launches, (first, None), [0.5, 0.25], alone);
+    });
+    assert_eq!((bench.read(sum), bench.read(alone)), (vec![0.25], vec![1.0]));
 }

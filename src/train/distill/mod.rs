@@ -201,6 +201,7 @@ impl Experiment<'_> {
                     split: file.name.clone(),
                     examples: examples.len(),
                     metrics: measure(&answers.task, &answers.dataset, &answers.targets),
+                    steps: Vec::new(),
                 });
             }
         }

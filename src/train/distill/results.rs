@@ -162,6 +162,7 @@ mod tests {
             split: "dev".into(),
             examples: 10,
             metrics: vec![(MetricKind::Accuracy, value)],
+            steps: Vec::new(),
         };
         figures.into_iter().enumerate().map(one).collect()
     }
