@@ -94,6 +94,7 @@ pub fn hash_of_texts(examples: &[Example]) -> String {
                 add(&candidates.len().to_string());
                 candidates.iter().for_each(|text| add(text));
             }
+            Text::Words { .. } | Text::Question { .. } => panic!("soft labels are for texts and candidates"),
         }
     }
     hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()

@@ -67,6 +67,9 @@ impl SoftLabels {
         temperature: Option<f32>,
     ) -> Result<Self, DataError> {
         let wrong = |reason: String| Err(DataError::Task { task: task.to_string(), reason });
+        if kind.reads_tokens() {
+            return wrong(format!("soft labels are for classification, regression and ranking, this is {kind}"));
+        }
         if source.columns().is_some() && kind != TaskKind::Classification {
             return wrong(format!("soft and votes are for classification, this is {kind}"));
         }
@@ -149,6 +152,7 @@ mod tests {
         assert!(of(Ranking, file(), Some(-0.1), None).contains("hard_weight is -0.1"));
         assert!(of(Classification, file(), None, Some(0.0)).contains("not a number above 0"));
         assert!(of(Regression, file(), None, Some(2.0)).contains("soft labels are scores"));
+        assert!(of(TaskKind::Span, file(), None, None).contains("this is span"));
         assert!(of(Ranking, SoftSource::Votes(Vec::new()), None, None).contains("are for classification"));
         assert_eq!(new(Classification, file(), None, None).unwrap().hard_weight, 0.5);
         let votes = new(Classification, SoftSource::Votes(Vec::new()), None, None).unwrap();

@@ -120,9 +120,15 @@ fn tasks(config: &RunConfig, distill: &DistillConfig) -> anyhow::Result<(Vec<Tas
     for task in &mut tasks {
         reader::learn_labels(task)?;
     }
-    let named = |task: &TaskSpec| distill.tasks.is_empty() || distill.tasks.contains(&task.name);
-    let trained = |task: &TaskSpec| task.files_of(Split::Train).next().is_some();
-    let taught: Vec<bool> = tasks.iter().map(|task| named(task) && trained(task)).collect();
+    let named = |task: &TaskSpec| distill.tasks.contains(&task.name);
+    // A task that shares a head is measured alone, and labels of words and spans are not distilled.
+    let able = |task: &TaskSpec| !task.kind.reads_tokens() && task.files_of(Split::Train).next().is_some();
+    if let Some(task) = tasks.iter().find(|task| named(task) && !able(task)) {
+        let problem = format!("{} has no train file, or is of a kind without soft labels: {}", task.name, task.kind);
+        return Err(ConfigValueError::new("distill", "tasks", problem).into());
+    }
+    let taught: Vec<bool> =
+        tasks.iter().map(|task| able(task) && (distill.tasks.is_empty() || named(task))).collect();
     for (task, _) in tasks.iter().zip(&taught).filter(|(_, taught)| **taught) {
         if task.soft.is_some() {
             let problem =
