@@ -25,7 +25,10 @@ pub(super) fn run(
     source.check_name("--task", task)?;
     let mut spec = source.task(task)?;
     if spec.kind.reads_tokens() {
-        let usage = format!("--task {task}: soft labels are for classification, regression and ranking, this is {}", spec.kind);
+        let usage = format!(
+            "--task {task}: soft labels are for classification, regression and ranking, this is {}",
+            spec.kind
+        );
         return Err(Usage(usage).into());
     }
     if spec.files_of(Split::Train).next().is_none() {

@@ -260,6 +260,7 @@ impl Capacity {
             sequences: self.sequences.max(other.sequences),
             groups: self.groups.max(other.groups),
             predictions: self.predictions.max(other.predictions),
+            soft: self.soft.max(other.soft),
         }
     }
 }

@@ -134,7 +134,8 @@ fn ranking_is_the_cpus() {
 #[test]
 fn soft_cross_entropy_is_the_cpus() {
     let Some(emulation) = Emulation::get() else { return };
-    let cases: [(usize, &[u32]); 5] = [(3, &[3; 7]), (40, &[40; 65]), (1, &[1]), (0, &[2, 5, 1, 40, 3]), (0, &[300, 7])];
+    let cases: [(usize, &[u32]); 5] =
+        [(3, &[3; 7]), (40, &[40; 65]), (1, &[1]), (0, &[2, 5, 1, 40, 3]), (0, &[300, 7])];
     for (classes, sizes) in cases {
         let ends: Vec<u32> = (0..=sizes.len()).map(|choice| sizes[..choice].iter().sum()).collect();
         let count = ends[sizes.len()] as usize;
@@ -177,8 +178,8 @@ fn soft_cross_entropy_is_the_cpus() {
 fn two_losses_become_one() {
     let Some(emulation) = Emulation::get() else { return };
     let mut bench = of_sequences(1);
-    let [first, second] =
-        [("first", 2.0), ("second", -3.0)].map(|(name, x)| bench.value(name, DType::F32, Rows::Fixed(1), 1, &[x]));
+    let [first, second] = [("first", 2.0), ("second", -3.0)]
+        .map(|(name, x)| bench.value(name, DType::F32, Rows::Fixed(1), 1, &[x]));
     let [sum, alone] = ["sum", "alone"].map(|name| bench.output(name, DType::F32, Rows::Fixed(1), 1));
     bench.run(emulation, |launches| {
         loss::weighted_sum(launches, (first, Some(second)), [0.5, 0.25], sum);

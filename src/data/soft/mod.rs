@@ -68,7 +68,9 @@ impl SoftLabels {
     ) -> Result<Self, DataError> {
         let wrong = |reason: String| Err(DataError::Task { task: task.to_string(), reason });
         if kind.reads_tokens() {
-            return wrong(format!("soft labels are for classification, regression and ranking, this is {kind}"));
+            return wrong(format!(
+                "soft labels are for classification, regression and ranking, this is {kind}"
+            ));
         }
         if source.columns().is_some() && kind != TaskKind::Classification {
             return wrong(format!("soft and votes are for classification, this is {kind}"));

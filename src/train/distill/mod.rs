@@ -124,7 +124,8 @@ fn tasks(config: &RunConfig, distill: &DistillConfig) -> anyhow::Result<(Vec<Tas
     // A task that shares a head is measured alone, and labels of words and spans are not distilled.
     let able = |task: &TaskSpec| !task.kind.reads_tokens() && task.files_of(Split::Train).next().is_some();
     if let Some(task) = tasks.iter().find(|task| named(task) && !able(task)) {
-        let problem = format!("{} has no train file, or is of a kind without soft labels: {}", task.name, task.kind);
+        let problem =
+            format!("{} has no train file, or is of a kind without soft labels: {}", task.name, task.kind);
         return Err(ConfigValueError::new("distill", "tasks", problem).into());
     }
     let taught: Vec<bool> =
