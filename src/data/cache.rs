@@ -161,17 +161,16 @@ fn key(
 ) -> Result<[u8; 32], DataError> {
     let mut hasher = Sha256::new();
     let SourceFile { split, name: _, path, format, columns, quirks } = file;
+    // Without a label column the label is the most probable one.
+    let soft = spec.soft.as_ref().map(|soft| &soft.source).filter(|source| source.columns().is_some());
     let rules = format!(
-        "{VERSION} {} {max_length} CLS-A-SEP-B-SEP {} {:?} {:?} {split} {format:?} {columns:?} {quirks:?} {}",
+        "{VERSION} {} {max_length} CLS-A-SEP-B-SEP {} {:?} {:?} {split} {format:?} {columns:?} {quirks:?} {soft:?} {}",
         tokenizer.hash(),
         spec.kind,
         spec.labels,
         spec.span,
         if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" },
     );
-    // Without a label column the label is the most probable one.
-    let soft = spec.soft.as_ref().map(|soft| &soft.source).filter(|source| source.columns().is_some());
-    let rules = soft.map_or(rules.clone(), |source| format!("{rules} {source:?}"));
     hasher.update((rules.len() as u64).to_le_bytes());
     hasher.update(rules);
     // The name in a skipped row's message.
@@ -351,8 +350,7 @@ fn load(path: &Path, key: &[u8; 32]) -> io::Result<(Dataset, Skipped)> {
     let message = String::from_utf8(message).map_err(|_| wrong("its message is not UTF-8"))?;
     let first = (!message.is_empty()).then_some(message);
     let passages = if passages.is_empty() { Vec::new() } else { serde_json::from_slice(&passages)? };
-    let soft = Vec::new();
-    let (truncated, dropped) = (head.truncated, head.dropped);
+    let (truncated, dropped, soft) = (head.truncated, head.dropped, Vec::new());
     let dataset = Dataset { ids, offsets, second, groups, labels, soft, truncated, dropped, marks, passages };
     Ok((dataset, Skipped { count: head.skipped, first }))
 }
