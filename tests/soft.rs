@@ -46,7 +46,7 @@ impl Lesson {
         let mut batch = Batch::default();
         batch.fill(&self.set, &(0..self.set.len() as u32).collect::<Vec<_>>());
         let (extents, parameters) = (extents(&batch), new_parameters(&model, 3));
-        let mut run = |training: bool| {
+        let run = |training: bool| {
             let recorded = match training {
                 true => model.training(0, extents, 1.0, false),
                 false => model.inference(&[0], extents),
@@ -355,8 +355,8 @@ fn distill_trains_teachers_and_students_once() {
         let text = fs::read_to_string(place.path("run").join(run).join("config.toml")).unwrap();
         text.parse::<toml::Table>().unwrap()
     };
-    let dropout = |run| settings(run)["train"].get("dropout").and_then(toml::Value::as_float);
-    assert_eq!([1, 2, 3].map(|n| dropout(&format!("teachers/{n}"))), [Some(0.1), Some(0.2), Some(0.1)]);
+    let dropout = |run: String| settings(&run)["train"].get("dropout").and_then(toml::Value::as_float);
+    assert_eq!([1, 2, 3].map(|n| dropout(format!("teachers/{n}"))), [Some(0.1), Some(0.2), Some(0.1)]);
     let seeds =
         ["teachers/1", "teachers/3", "students/7", "twins/8"].map(|run| settings(run)["seed"].clone());
     assert_eq!(seeds, [9, 11, 7, 8].map(toml::Value::Integer));
