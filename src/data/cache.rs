@@ -173,8 +173,7 @@ fn key(
     );
     hasher.update((rules.len() as u64).to_le_bytes());
     hasher.update(rules);
-    // The name in a skipped row's message.
-    hasher.update(path.to_string_lossy().as_bytes());
+    hasher.update(path.to_string_lossy().as_bytes()); // The name in a skipped row's message.
     let mut input = File::open(path).map_err(DataError::read(path))?;
     let mut buffer = vec![0; 1 << 16];
     loop {
