@@ -391,7 +391,7 @@ mod tests {
             ((1, 18), 15, 3, 1),
         ] {
             let batching = Batching { examples: limits.0, tokens: limits.1, bucket: 0 };
-            let expected = Capacity { tokens, sequences, groups, predictions: 0 };
+            let expected = Capacity { tokens, sequences, groups, predictions: 0, soft: 0 };
             assert_eq!(Capacity::of(&dataset, &batching, 1), expected, "{limits:?}");
         }
     }
