@@ -42,7 +42,7 @@ impl Lesson {
 
     /// The logits of a batch of all, the loss of a training step, and the gradient of every parameter.
     fn step(&self) -> (Vec<f32>, f32, Vec<f32>) {
-        let model = Model::new(&small_config(16, 0.0), &[self.spec.clone()]);
+        let model = Model::new(&small_config(16, 0.0), std::slice::from_ref(&self.spec));
         let mut batch = Batch::default();
         batch.fill(&self.set, &(0..self.set.len() as u32).collect::<Vec<_>>());
         let (extents, parameters) = (extents(&batch), new_parameters(&model, 3));
