@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mtdnn_raw::data::{Dataset, Split, TaskSpec, cache, glue};
+use mtdnn_raw::data::{DataError, Dataset, Split, TaskSpec, cache, glue, reference};
 use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, measure_steps};
 use mtdnn_raw::train::prepare;
@@ -40,6 +40,10 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
+    /// A task-definition file of MT-DNN's own code (YAML) that says what the tasks are; --data is then their folder.
+    #[arg(long, value_name = "FILE.yml")]
+    task_def: Option<PathBuf>,
+
     /// The tasks to measure; all of the model that have a dev set there if not said.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     tasks: Option<Vec<String>>,
@@ -56,7 +60,10 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
     let mut loaded = Loaded::with_tasks(&args.model, &args.device)?;
     let asked = args.tasks.as_ref().map(|names| loaded.find("--tasks", names)).transpose()?;
     let all: Vec<usize> = (0..loaded.model.tasks().len()).collect();
-    let source = Source::open(&args.data)?;
+    let source = match &args.task_def {
+        Some(definition) => Source::defined(definition, &args.data)?,
+        None => Source::open(&args.data)?,
+    };
     for &task in asked.iter().flatten() {
         source.check_name("--tasks", &loaded.model.tasks()[task].name)?;
     }
@@ -118,6 +125,15 @@ pub(super) enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
+    /// The tasks of a task-definition file that have files in a folder.
+    fn defined(definition: &Path, data: &Path) -> anyhow::Result<Self> {
+        let known = reference::tasks(definition, data)?;
+        let tasks = known.iter().map(|(name, _)| reference::task(definition, name, data));
+        // A task without files is lacking, not wrong.
+        let here = tasks.filter(|task| !matches!(task, Err(DataError::NoFile { .. })));
+        Ok(Source::RunFile(here.collect::<Result<_, _>>()?))
+    }
+
     /// A folder or a run file.
     pub(super) fn open(data: &'a PathBuf) -> anyhow::Result<Self> {
         if data.is_dir() {

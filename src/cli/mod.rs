@@ -23,6 +23,7 @@ mod model;
 mod options;
 mod predict;
 mod pretrain;
+mod reference;
 mod soft;
 mod table;
 mod train;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
 
 use super::device::DeviceArgs;
-use super::{KNOWN_TASK, Usage, config_file, named_twice, unknown_task};
+use super::{KNOWN_TASK, Usage, config_file, named_twice, reference, unknown_task};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,6 +65,11 @@ pub(super) struct RunArgs {
     /// A folder with GLUE's tasks in their official layout, in place of the run file's tasks.
     #[arg(long, value_name = "GLUE_DIR")]
     data: Option<PathBuf>,
+
+    /// A task-definition file of MT-DNN's own code (YAML) that says what the tasks are; --data is then the folder of its
+    /// canonical TSV files or of its token ids.
+    #[arg(long, value_name = "FILE.yml", requires = "data")]
+    task_def: Option<PathBuf>,
 
     /// The tasks to train on: of --data (all that are there if not said), else of the run file.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
@@ -325,7 +330,12 @@ impl RunArgs {
 
     fn apply(&self, config: &mut RunConfig) -> anyhow::Result<()> {
         match (&self.data, &self.tasks) {
-            (Some(data), tasks) => config.tasks = glue_tasks(data, tasks.as_deref())?,
+            (Some(data), tasks) => {
+                config.tasks = match &self.task_def {
+                    Some(definition) => reference::entries(definition, data, tasks.as_deref())?,
+                    None => glue_tasks(data, tasks.as_deref())?,
+                };
+            }
             (None, Some(tasks)) => select_tasks(&mut config.tasks, tasks)?,
             (None, None) => {}
         }
@@ -436,7 +446,8 @@ fn select_tasks(entries: &mut Vec<TaskEntry>, names: &[String]) -> Result<(), Us
 fn make_absolute(config: &mut RunConfig) -> anyhow::Result<()> {
     let RunConfig { output, model, tasks, .. } = config;
     let of_tasks = tasks.iter_mut().flat_map(|task| {
-        [&mut task.data, &mut task.train, &mut task.dev, &mut task.test, &mut task.soft_labels]
+        let TaskEntry { data, task_def, train, dev, test, soft_labels, .. } = task;
+        [data, task_def, train, dev, test, soft_labels]
     });
     let of_model = [&mut model.init, &mut model.vocabulary];
     for path in of_tasks.chain(of_model).flatten() {

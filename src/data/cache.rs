@@ -16,7 +16,8 @@ use super::dataset::{Dataset, Example, Label, Text};
 use super::error::DataError;
 use super::marks::Marks;
 use super::reader::{self, Skipped};
-use super::task::{SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
+use super::reference;
+use super::task::{Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
 use super::tokenizer::Tokenizer;
 use super::windows::Windows;
 
@@ -50,6 +51,9 @@ pub fn prepare(
     max_length: usize,
     cache: Option<&Path>,
 ) -> Result<Prepared, DataError> {
+    if let Columns::Tokens { .. } = file.columns {
+        return reference::tokens::prepare(file, spec, tokenizer, max_length);
+    }
     let mut notes = Vec::new();
     let mut target = None;
     if let Some(directory) = cache {
@@ -425,7 +429,7 @@ fn check_marks(dataset: &Dataset, spec: &TaskSpec) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::task::{Column, Columns, Format, Quirks, Split, Texts};
+    use crate::data::task::{Column, Format, Quirks, Split, Texts};
     use crate::data::tokenizer::Normalization;
 
     fn tokenizer(words: &[&str]) -> Tokenizer {

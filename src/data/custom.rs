@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::glue;
+use super::reference;
 use super::san::SanSpec;
 use super::soft::{SoftLabels, SoftSource};
 use super::task::{
@@ -25,6 +26,9 @@ pub struct TaskEntry {
     /// The folder of a known task, or the one that holds GLUE; or one with `train`, `dev` and `test` files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+    /// A task-definition file of MT-DNN's own code that says what this task is; its files are in `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_def: Option<PathBuf>,
     /// The file to train on: `.tsv` (or `.txt`), `.csv` or `.jsonl`; for labelling `.conll` (or `.txt`), too, and for span
     /// `.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,9 +167,10 @@ impl TaskEntry {
     /// # Errors
     /// If something that is needed is not said, or what is said does not fit together.
     pub fn resolve(&self) -> Result<TaskSpec, DataError> {
-        let mut spec = match self.known()? {
-            Some(spec) => spec,
-            None => self.own()?,
+        let mut spec = match (&self.task_def, self.known()?) {
+            (Some(definition), _) => self.defined(definition)?,
+            (None, Some(spec)) => spec,
+            (None, None) => self.own()?,
         };
         if let Some(metrics) = &self.metrics {
             spec.metrics.clone_from(metrics);
@@ -264,7 +269,9 @@ impl TaskEntry {
 
     /// A task known by its own name or by that of its folder, unless columns are named.
     fn known(&self) -> Result<Option<TaskSpec>, DataError> {
-        let (Some(data), None) = (&self.data, self.first_column()) else { return Ok(None) };
+        let (None, Some(data), None) = (&self.task_def, &self.data, self.first_column()) else {
+            return Ok(None);
+        };
         if self.kind.is_some_and(TaskKind::reads_tokens) {
             return Ok(None);
         }
@@ -295,6 +302,26 @@ impl TaskEntry {
             }
         }
         Ok(Some(spec))
+    }
+
+    /// A task as a task-definition file of MT-DNN's code says it.
+    fn defined(&self, definition: &Path) -> Result<TaskSpec, DataError> {
+        let Some(data) = &self.data else {
+            return Err(self.wrong("task_def needs data, the folder of its files".to_string()));
+        };
+        let given = [
+            ("kind", self.kind.is_some()),
+            ("labels", self.labels.is_some()),
+            ("header", self.header.is_some()),
+            ("train", self.train.is_some()),
+            ("dev", self.dev.is_some()),
+            ("test", self.test.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key);
+        match given.chain(self.named_columns().into_iter().map(|(key, _)| key)).next() {
+            Some(key) => Err(self.wrong(format!("{key} is said by its task definition; leave it out"))),
+            None => reference::task(definition, &self.name, data),
+        }
     }
 
     /// The options of a task of spans that are said.
@@ -405,9 +432,11 @@ impl TaskEntry {
             Columns::Row { .. } => (&["text_a", "text_b", "label"], "this kind of task"),
             Columns::Grouped { .. } => (&["group", "text_a", "text_b", "label"], "ranking by group"),
             Columns::List { .. } => (&["query", "candidates", "positive"], "ranking by candidates"),
-            Columns::Paired { .. } => (&[], "a known task"),
             Columns::Words { .. } => (&["tokens", "tags"], "labelling"),
             Columns::Questions { .. } => (&[], "span, whose files have keys of their own"),
+            Columns::Paired { .. } | Columns::Hypotheses { .. } | Columns::Tokens { .. } => {
+                (&[], "a task that is known")
+            }
         };
         match self.named_columns().into_iter().find(|(key, _)| !used.contains(key)) {
             Some((key, _)) => Err(self.wrong(format!("{key} is not a column of {shape}"))),

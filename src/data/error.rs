@@ -97,6 +97,9 @@ pub enum DataError {
     )]
     UnknownTask { name: String, known: String, nearest_name: Option<String> },
 
+    #[error("{}: {reason}", path.display())]
+    Definition { path: PathBuf, reason: String },
+
     #[error("task {task:?}: {reason}")]
     Task { task: String, reason: String },
 

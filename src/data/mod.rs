@@ -5,6 +5,7 @@
 //! | file | what it makes |
 //! |---|---|
 //! | [`task`], [`glue`], [`custom`] | what a task is: its kind, labels, metrics, and where its files lie |
+//! | [`reference`](mod@reference) | the task definitions and files of MT-DNN's own code |
 //! | [`reader`] | lines of TSV, CSV or JSONL into [`Example`]s |
 //! | [`qnli`] | two rows of QNLI v1 into a query with two candidates |
 //! | [`soft`] | distributions over the answers, to train on beside the labels |
@@ -43,6 +44,7 @@ pub mod masking;
 pub mod packing;
 pub mod qnli;
 pub mod reader;
+pub mod reference;
 mod rows;
 pub mod sample;
 pub mod sampler;

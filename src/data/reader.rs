@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use super::dataset::{Example, Label, Text};
 use super::error::{DataError, list, nearest_name};
 use super::qnli::{self, Half, Pairs};
+use super::reference::hypotheses;
 use super::rows::{Place, Row, Rows};
 use super::soft::columns::Columns as SoftColumns;
 use super::soft::{SoftLabels, SoftSource};
@@ -106,6 +107,9 @@ fn parse_all(
             })?;
             examples
         }
+        (Columns::Hypotheses { ranks, labelled }, TaskKind::Ranking) => {
+            reader.hypotheses(rows, ranks, *labelled)?
+        }
         (Columns::Row { .. }, TaskKind::Ranking) => {
             let reason = "ranking needs the columns query, candidates and positive, or group, text_a, text_b and label";
             return Err(DataError::Task { task: spec.name.clone(), reason: reason.to_string() });
@@ -113,9 +117,13 @@ fn parse_all(
         (columns, kind) => {
             let of = match columns {
                 Columns::Row { .. } => "a text or two are for classification and regression",
-                Columns::List { .. } | Columns::Grouped { .. } | Columns::Paired { .. } => {
+                Columns::List { .. }
+                | Columns::Grouped { .. }
+                | Columns::Paired { .. }
+                | Columns::Hypotheses { .. } => {
                     "candidates are for ranking"
                 }
+                Columns::Tokens { .. } => "token ids are read with a vocabulary, not as text",
                 Columns::Words { .. } => "words and their labels are for labelling",
                 Columns::Questions { .. } => "questions are for span",
             };
@@ -458,6 +466,26 @@ impl Reader<'_> {
             Ok(Outcome::Taken)
         })?;
         pairs.finish(self.file, |line, reason| self.skipped.add(self.file, line, reason))
+    }
+
+    fn hypotheses<Input: BufRead>(
+        &mut self,
+        rows: Rows<'_, Input>,
+        ranks: &[String],
+        labelled: bool,
+    ) -> Result<Vec<Example>, DataError> {
+        let mut examples = Vec::new();
+        self.each(rows, |reader, row| {
+            let (query, candidates, positive) = hypotheses::cut(row, ranks, labelled)
+                .map_err(|(column, reason)| field(reader.file, row, &Column::Name(column.into()), reason))?;
+            if query.trim().is_empty() || candidates.iter().any(|text| text.trim().is_empty()) {
+                return Err(reader.empty(row, "the premise or a hypothesis".to_string()));
+            }
+            let label = positive.map_or(Label::None, Label::Positive);
+            examples.push(Example { text: Text::Candidates { query, candidates }, label });
+            Ok(Outcome::Taken)
+        })?;
+        Ok(examples)
     }
 
     fn label(&self, row: &Row, column: &Column, text: &str) -> Result<Label, DataError> {

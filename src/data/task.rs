@@ -84,6 +84,12 @@ pub enum MetricKind {
     Accuracy,
     /// F1 of label 1 of two; macro average where there are more.
     F1,
+    /// The mean over the classes of each one's F1.
+    F1Macro,
+    /// F1 of all classes counted together: where an example has one label, its accuracy.
+    F1Micro,
+    /// The area under the receiver's curve: how often an example of a class gets more of it than one that is none of it.
+    Auc,
     /// Matthews correlation.
     Mcc,
     /// Pearson correlation of scores.
@@ -112,9 +118,12 @@ pub enum MetricKind {
 
 impl MetricKind {
     /// All of them.
-    pub const ALL: [MetricKind; 14] = [
+    pub const ALL: [MetricKind; 17] = [
         MetricKind::Accuracy,
         MetricKind::F1,
+        MetricKind::F1Macro,
+        MetricKind::F1Micro,
+        MetricKind::Auc,
         MetricKind::Mcc,
         MetricKind::Pearson,
         MetricKind::Spearman,
@@ -134,6 +143,9 @@ impl MetricKind {
         match self {
             MetricKind::Accuracy => "accuracy",
             MetricKind::F1 => "f1",
+            MetricKind::F1Macro => "f1-macro",
+            MetricKind::F1Micro => "f1-micro",
+            MetricKind::Auc => "auc",
             MetricKind::Mcc => "mcc",
             MetricKind::Pearson => "pearson",
             MetricKind::Spearman => "spearman",
@@ -152,7 +164,12 @@ impl MetricKind {
     /// The kind of task that it measures.
     pub fn kind(self) -> TaskKind {
         match self {
-            MetricKind::Accuracy | MetricKind::F1 | MetricKind::Mcc => TaskKind::Classification,
+            MetricKind::Accuracy
+            | MetricKind::F1
+            | MetricKind::F1Macro
+            | MetricKind::F1Micro
+            | MetricKind::Auc
+            | MetricKind::Mcc => TaskKind::Classification,
             MetricKind::Pearson | MetricKind::Spearman => TaskKind::Regression,
             MetricKind::AccuracyAt1 | MetricKind::Mrr | MetricKind::Map => TaskKind::Ranking,
             MetricKind::Precision | MetricKind::Recall | MetricKind::EntityF1 | MetricKind::TokenAccuracy => {
@@ -237,6 +254,9 @@ pub struct TaskSpec {
     /// Where its examples are; several to a split are possible (MNLI's two dev files).
     #[serde(skip)]
     pub files: Vec<SourceFile>,
+    /// What has to be said of it before it is trained.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// The function on the relevance of a candidate, `g` in equation 5 of Liu et al. 2019 (its first version has the sigmoid,
@@ -286,6 +306,7 @@ impl TaskSpec {
             batch_size: None,
             soft: None,
             files: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -558,6 +579,18 @@ pub enum Columns {
         /// Whether the answers are read.
         answers: bool,
     },
+    /// A row is a query with any number of hypotheses, in columns after it (see [`reference`](super::reference)).
+    Hypotheses {
+        /// The names of the hypotheses' labels, the better the later; none if they are numbers.
+        ranks: Vec<String>,
+        /// Whether the labels are to be read.
+        labelled: bool,
+    },
+    /// A row has token ids in place of text (see [`reference`](super::reference)).
+    Tokens {
+        /// Whether the label is to be read.
+        labelled: bool,
+    },
 }
 
 impl Columns {
@@ -570,6 +603,7 @@ impl Columns {
             Columns::List { positive, .. } => positive.is_some(),
             Columns::Words { tags, .. } => tags.is_some(),
             Columns::Questions { answers } => *answers,
+            Columns::Hypotheses { labelled, .. } | Columns::Tokens { labelled } => *labelled,
         }
     }
 
@@ -582,7 +616,9 @@ impl Columns {
             | Columns::Grouped { .. }
             | Columns::Paired { .. }
             | Columns::Words { .. }
-            | Columns::Questions { .. } => None,
+            | Columns::Questions { .. }
+            | Columns::Hypotheses { .. }
+            | Columns::Tokens { .. } => None,
         }
     }
 
@@ -595,6 +631,7 @@ impl Columns {
             Columns::List { positive, .. } => *positive = None,
             Columns::Words { tags, .. } => *tags = None,
             Columns::Questions { answers } => *answers = false,
+            Columns::Hypotheses { labelled, .. } | Columns::Tokens { labelled } => *labelled = false,
         }
     }
 }

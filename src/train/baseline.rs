@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use super::{entities, metrics};
-use crate::data::MetricKind::{Accuracy, AccuracyAt1, F1, Map, Mcc, Mrr, Pearson, Spearman};
+use crate::data::MetricKind::{
+    Accuracy, AccuracyAt1, Auc, F1, F1Macro, F1Micro, Map, Mcc, Mrr, Pearson, Spearman,
+};
 use crate::data::{Dataset, Label, TaskKind, TaskSpec};
 
 /// What a predictor reaches that has not read the text: for each metric of the task, on one set.
@@ -39,6 +41,10 @@ pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
         .map(|metric| match metric {
             Accuracy => metrics::accuracy(&constant, &gold),
             F1 => metrics::f1_among(task.outputs(), &constant, &gold),
+            F1Macro => metrics::macro_f1(&constant, &gold),
+            F1Micro => metrics::micro_f1(&constant, &gold),
+            // It orders nothing.
+            Auc => 0.5,
             Mcc | Pearson | Spearman => 0.0,
             AccuracyAt1 => mean(&|size| 1.0 / size),
             // The mean of 1 / place over all places.

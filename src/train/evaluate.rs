@@ -151,6 +151,9 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
     let metric = |kind: MetricKind| match kind {
         MetricKind::Accuracy => metrics::accuracy(&predicted, &classes),
         MetricKind::F1 => metrics::f1_among(outputs, &predicted, &classes),
+        MetricKind::F1Macro => metrics::macro_f1(&predicted, &classes),
+        MetricKind::F1Micro => metrics::micro_f1(&predicted, &classes),
+        MetricKind::Auc => metrics::auc(logits, outputs, &classes),
         MetricKind::Mcc => metrics::mcc(&predicted, &classes),
         MetricKind::Pearson => metrics::pearson(logits, &scores),
         MetricKind::Spearman => metrics::spearman(logits, &scores),

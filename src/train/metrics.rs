@@ -33,6 +33,43 @@ pub fn macro_f1(predicted: &[u32], gold: &[u32]) -> f64 {
     mean_of(classes.iter().map(|&class| f1_of(class, predicted, gold)).sum(), classes.len())
 }
 
+/// F1 of all classes counted together, in [0, 1]. Of examples with one label each a wrong prediction is one false positive
+/// and one false negative, so that it is their [`accuracy`]: the name under which papers give it.
+pub fn micro_f1(predicted: &[u32], gold: &[u32]) -> f64 {
+    accuracy(predicted, gold)
+}
+
+/// The area under the receiver's curve, in [0, 1]: how often an example of a class has a higher probability of it than one
+/// of another class, equal ones counting half. The mean over the classes that are present and are not all there is; for
+/// two classes that is the area of either.
+///
+/// `logits` is `[examples, outputs]`. It is 0 where there is no such class, and where a logit is NaN.
+pub fn auc(logits: &[f32], outputs: usize, gold: &[u32]) -> f64 {
+    same_length(logits.len(), gold.len() * outputs);
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return 0.0;
+    }
+    let of_class = |class: usize| {
+        // The logit of the probability, which orders examples as the probability does.
+        let odds = |row: &[f32]| {
+            let others =
+                || row.iter().enumerate().filter(|&(k, _)| k != class).map(|(_, &logit)| f64::from(logit));
+            let largest = others().fold(f64::NEG_INFINITY, f64::max);
+            let rest = others().map(|logit| (logit - largest).exp()).sum::<f64>().ln() + largest;
+            (f64::from(row[class]) - rest) as f32
+        };
+        let ranks = ranks(&logits.chunks_exact(outputs).map(odds).collect::<Vec<f32>>());
+        let inside = gold.iter().filter(|&&gold| gold as usize == class).count() as f64;
+        let outside = gold.len() as f64 - inside;
+        let sum: f64 =
+            ranks.iter().zip(gold).filter(|(_, gold)| **gold as usize == class).map(|(rank, _)| rank).sum();
+        // Mann and Whitney's U over all pairs.
+        (inside * outside > 0.0).then(|| (sum - inside * (inside + 1.0) / 2.0) / (inside * outside))
+    };
+    let areas: Vec<f64> = (0..outputs).filter_map(of_class).collect();
+    mean_of(areas.iter().sum(), areas.len())
+}
+
 /// Matthews' correlation coefficient, in [-1, 1], for any number of classes: R_K of Gorodkin (2004).
 ///
 /// With the number of examples `s`, of right ones `c`, and of predicted and present ones of a class, `p_k`
@@ -180,6 +217,15 @@ mod tests {
         classes: Vec<Classes>,
         numbers: Vec<Numbers>,
         groups: Vec<Groups>,
+        areas: Vec<Area>,
+    }
+
+    #[derive(Deserialize)]
+    struct Area {
+        gold: Vec<u32>,
+        logits: Vec<f32>,
+        outputs: usize,
+        auc: f64,
     }
 
     #[derive(Deserialize)]
@@ -189,6 +235,7 @@ mod tests {
         accuracy: f64,
         f1: f64,
         macro_f1: f64,
+        micro_f1: f64,
         mcc: f64,
     }
 
@@ -221,6 +268,7 @@ mod tests {
             assert_relative_eq!(accuracy(predicted, gold), case.accuracy, max_relative = 1e-14);
             assert_relative_eq!(f1(predicted, gold), case.f1, max_relative = 1e-14);
             assert_relative_eq!(macro_f1(predicted, gold), case.macro_f1, max_relative = 1e-14);
+            assert_relative_eq!(micro_f1(predicted, gold), case.micro_f1, max_relative = 1e-14);
             assert_relative_eq!(mcc(predicted, gold), case.mcc, max_relative = 1e-12);
         }
     }
@@ -244,6 +292,22 @@ mod tests {
                 max_relative = 1e-14
             );
         }
+    }
+
+    #[test]
+    fn areas_are_those_of_scikit_learn() {
+        for Area { gold, logits, outputs, auc: expected } in fixture().areas {
+            assert_relative_eq!(auc(&logits, outputs, &gold), expected, max_relative = 1e-12);
+        }
+    }
+
+    #[test]
+    fn areas_by_hand() {
+        // Of the four pairs of one inside and one outside three are in order.
+        assert_eq!(auc(&[0.0, 0.1, 0.0, 0.3, 0.0, 0.2, 0.0, 0.4], 2, &[0, 0, 1, 1]), 3.0 / 4.0);
+        assert_eq!(auc(&[1.0; 8], 2, &[0, 0, 1, 1]), 0.5);
+        assert_eq!(auc(&[1.0, 2.0], 2, &[1]), 0.0);
+        assert_eq!(auc(&[1.0, f32::NAN, 0.0, 1.0], 2, &[0, 1]), 0.0);
     }
 
     #[test]

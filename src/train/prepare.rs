@@ -224,6 +224,7 @@ fn task_data(
     monitor: &mut dyn Monitor,
 ) -> anyhow::Result<Option<TaskData>> {
     reader::learn_labels(task)?;
+    task.notes.iter().for_each(|note| monitor.tell(Event::Warning(note)));
     let mut sets = TaskData { train: Dataset::new(), dev: Vec::new() };
     for file in &task.files {
         if monitor.stop() {

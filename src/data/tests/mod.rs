@@ -5,4 +5,5 @@ mod own_files;
 mod pretraining;
 mod qnli;
 mod real_files;
+mod reference;
 mod traps;

@@ -1,0 +1,107 @@
+//! `--task-def`: a run on task definitions and files as MT-DNN's own code has them, and what is said of others.
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::fs;
+
+use place::*;
+use serde_json::json;
+
+const DEFINITION: &str = "\
+mood:
+  data_format: PremiseOnly
+  task_type: Classification
+  n_class: 2
+  metric_meta: [F1MAC, AUC]
+  loss: CeCriterion
+  adv_loss: SymKlCriterion
+  dropout_p: 0.0
+who:
+  data_format: PremiseAndMultiHypothesis
+  task_type: Ranking
+  n_class: 1
+  metric_meta: [ACC]
+absent:
+  data_format: PremiseOnly
+  task_type: Classification
+  n_class: 2
+";
+
+/// A task as canonical text and a task as token ids, in the folders that the reference keeps them in.
+fn reference_place() -> Place {
+    let place = Place::new();
+    place.write("run.toml", RUN.split("[[task]]").next().unwrap());
+    place.write("task_def.yml", DEFINITION);
+    fs::create_dir_all(place.path("canonical/tiny_lower")).unwrap();
+    let mood: String = (0..48)
+        .map(|n| format!("{n}\t{}\tthe {} was {}\n", n % 2, WORDS[4 + n / 4 % 2], WORDS[n % 4]))
+        .collect();
+    let made_up: String = (0..6).map(|n| format!("{n}\t0\tthe film was {}\n", WORDS[n % 4])).collect();
+    place.write("canonical/mood_train.tsv", &mood);
+    place.write("canonical/mood_dev.tsv", &mood);
+    place.write("canonical/mood_test.tsv", made_up);
+    // [CLS] 2, [SEP] 3; the words from 5.
+    let line = |n: usize| {
+        let sequence = |right: bool| vec![2, 15, 3, if right { 5 } else { 6 }, 9 + n % 2, 3, 0];
+        let right = n % 3;
+        let candidates: Vec<Vec<usize>> = (0..3).map(|candidate| sequence(candidate == right)).collect();
+        let of_each = |row: [u8; 7]| vec![row; 3];
+        let line = json!({
+            "uid": n, "label": right, "ruid": ["a", "b", "c"], "token_id": candidates,
+            "type_id": of_each([0, 0, 0, 1, 1, 1, 0]), "attention_mask": of_each([1, 1, 1, 1, 1, 1, 0]),
+        });
+        format!("{line}\n")
+    };
+    let who: String = (0..48).map(line).collect();
+    place.write("canonical/tiny_lower/who_train.json", &who);
+    place.write("canonical/tiny_lower/who_dev.json", &who);
+    place
+}
+
+const TRAIN: [&str; 6] = ["train", "run.toml", "--task-def", "task_def.yml", "--data", "canonical"];
+
+#[test]
+fn a_run_on_its_files_is_measured_resumed_and_answers() {
+    let place = reference_place();
+    let ended = place.ok(&TRAIN);
+    for said in ["left out, because canonical has no file to train them on: absent", "adv_loss SymKlCriterion"] {
+        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+    }
+    for word in ["mood", "f1-macro", "auc", "who", "accuracy@1"] {
+        assert!(ended.stdout.contains(word), "{word}: {}", ended.stdout);
+    }
+    // The settings say where the tasks come from, so that a run goes on and is measured by them.
+    let settings = fs::read_to_string(place.path("run/config.toml")).unwrap();
+    assert!(settings.contains("task_def = "), "{settings}");
+    place.ok(&["train", "--resume", "--output", "run", "--epochs", "2"]);
+    let by = |more: &[&str]| place.ok(&[&["eval", "--model", "run/last"], more].concat()).stdout;
+    let by_definition = by(&["--task-def", "task_def.yml", "--data", "canonical"]);
+    assert_eq!(by_definition, by(&["--data", "run/config.toml"]));
+    assert!(by_definition.contains("accuracy@1"), "{by_definition}");
+    place.write("in.txt", "the film was good\n");
+    place.ok(&["predict", "--model", "run/last", "--task", "mood", "in.txt"]);
+}
+
+#[test]
+fn tasks_are_named_by_their_data_sets_too() {
+    let place = reference_place();
+    let ended = place.ok(&[&TRAIN[..], &["--tasks", "mood_matched,mood_other", "--epochs", "1"]].concat());
+    assert!(ended.stdout.contains("mood") && !ended.stdout.contains("who"), "{}", ended.stdout);
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let place = reference_place();
+    let with = |more: &[&'static str]| [&TRAIN[..], more].concat();
+    place.refused(&with(&["--tasks", "moood"]), &["--tasks", "a task of --task-def", "did you mean", "mood"]);
+    place.refused(&with(&["--tasks", "mood,mood"]), &["mood"]);
+    place.refused(&with(&["--tasks", "absent"]), &["absent_train.tsv or .json"]);
+    place.refused(&["train", "run.toml", "--task-def", "task_def.yml"], &["--data"]);
+    place.refused(&["train", "run.toml", "--task-def", "task_def.yml", "--data", "nowhere"], &["nowhere"]);
+    place.write("task_def.yml", DEFINITION.replace("n_class: 2", "n_klass: 2"));
+    place.refused(&TRAIN, &["task_def.yml: task \"mood\": unknown key \"n_klass\"", "did you mean \"n_class\"?"]);
+    place.write("task_def.yml", DEFINITION);
+    place.write("canonical/tiny_lower/who_train.json", "{\"uid\": 1}\n");
+    place.refused(&TRAIN, &["who_train.json:1: field \"token_id\" is missing"]);
+}
