@@ -180,7 +180,9 @@ impl TaskEntry {
         }
         spec.san = match (self.head, &self.san) {
             (Some(HeadKind::San), options) => Some(options.clone().unwrap_or_default()),
-            (_, None) => None,
+            // A task definition may say it, too.
+            (None, None) => spec.san.take(),
+            (Some(_), None) => None,
             (_, Some(_)) => {
                 let reason =
                     "[task.san] has the options of a stochastic answer network; say head = \"san\" as well";

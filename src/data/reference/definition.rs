@@ -8,6 +8,7 @@ use yaml_serde::{Mapping, Value};
 use super::names::{self, Layout};
 use super::wrong;
 use crate::data::error::{DataError, list, nearest_name};
+use crate::data::san::SanSpec;
 use crate::data::task::{MetricKind, TaskKind, TaskSpec, Texts};
 
 const KEYS: [&str; 13] = [
@@ -37,6 +38,7 @@ pub(super) struct Definition {
     pub(super) splits: Vec<String>,
     metrics: Option<Vec<MetricKind>>,
     dropout: Option<f32>,
+    san: bool,
     notes: Vec<String>,
 }
 
@@ -77,6 +79,7 @@ impl Definition {
         if let Some(metrics) = &self.metrics {
             spec.metrics.clone_from(metrics);
         }
+        spec.san = self.san.then(SanSpec::default);
         spec.notes.clone_from(&self.notes);
         spec.validate().map_err(|error| wrong(path, error.to_string()))?;
         Ok(spec)
@@ -126,9 +129,6 @@ impl Fields<'_> {
         {
             return Err(format!("actf: {actf} is not supported: the pooler's activation is BERT's, tanh"));
         }
-        if self.bool("enable_san")? == Some(true) {
-            return Err("enable_san: the head here is linear; say false".to_string());
-        }
         let dropout = match self.get("dropout_p") {
             None => None,
             Some(value) => {
@@ -145,6 +145,7 @@ impl Fields<'_> {
             splits: self.splits()?,
             metrics: self.metrics(kind)?,
             dropout,
+            san: self.bool("enable_san")? == Some(true),
             notes: self.notes(name)?,
         })
     }

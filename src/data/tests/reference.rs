@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::cache::{self, Prepared};
-use crate::data::custom::TaskEntry;
+use crate::data::custom::{HeadKind, TaskEntry};
 use crate::data::dataset::{Example, Label, Text};
 use crate::data::error::DataError;
+use crate::data::san::SanSpec;
 use crate::data::task::{MetricKind, Split, TaskKind, TaskSpec, Texts};
 use crate::data::tokenizer::{Normalization, Tokenizer};
 use crate::data::{reader, reference};
@@ -244,6 +245,7 @@ fn what_a_definition_cannot_mean_is_refused_by_name() {
         (with("dropout_p: 1.5"), "dropout is 1.5, which is not in [0, 1)"),
         (with("actf: relu"), "actf: relu is not supported"),
         (with("encoder_type: ROBERTA"), "encoder_type: ROBERTA is not supported: the encoder here is BERT"),
+        (RANKS.replace('}', ", enable_san: true}"), "head = \"san\" is for classification of pairs"),
         (with("enable_san: perhaps"), "enable_san: perhaps is neither true nor false"),
         (with("split_names: [train, held_out]"), "split_names: \"held_out\""),
         (PAIRS.replace("n_class: 3", "n_class: 0"), "n_class: 0 is not from 1 to 1000"),
@@ -336,6 +338,13 @@ fn an_entry_may_change_the_metrics_and_dropout_alone() {
     };
     let spec = entry("dropout = 0.4\nmetrics = [\"f1-macro\", \"f1-micro\"]").unwrap();
     assert_eq!((spec.dropout, &spec.metrics[..]), (0.4, &[MetricKind::F1Macro, MetricKind::F1Micro][..]));
+    let san = Folder::new(&PAIRS.replace('}', ", enable_san: true}"), &[("t_train.tsv", "")]);
+    assert_eq!(san.task("t").unwrap().san, Some(SanSpec::default()));
+    let (data, task_def) = (Some(san.path().to_path_buf()), Some(san.definition()));
+    let kept = TaskEntry { name: "t".to_string(), data, task_def, ..TaskEntry::default() };
+    assert_eq!(kept.resolve().unwrap().san, Some(SanSpec::default()));
+    let linear = TaskEntry { head: Some(HeadKind::Linear), ..kept };
+    assert_eq!(linear.resolve().unwrap().san, None);
     for (more, key) in [
         ("kind = \"regression\"", "kind"),
         ("labels = [\"a\", \"b\"]", "labels"),
