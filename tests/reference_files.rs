@@ -65,7 +65,9 @@ const TRAIN: [&str; 6] = ["train", "run.toml", "--task-def", "task_def.yml", "--
 fn a_run_on_its_files_is_measured_resumed_and_answers() {
     let place = reference_place();
     let ended = place.ok(&TRAIN);
-    for said in ["left out, because canonical has no file to train them on: absent", "adv_loss SymKlCriterion"] {
+    for said in
+        ["left out, because canonical has no file to train them on: absent", "adv_loss SymKlCriterion"]
+    {
         assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
     }
     for word in ["mood", "f1-macro", "auc", "who", "accuracy@1"] {
@@ -100,7 +102,10 @@ fn what_cannot_be_meant_is_refused() {
     place.refused(&["train", "run.toml", "--task-def", "task_def.yml"], &["--data"]);
     place.refused(&["train", "run.toml", "--task-def", "task_def.yml", "--data", "nowhere"], &["nowhere"]);
     place.write("task_def.yml", DEFINITION.replace("n_class: 2", "n_klass: 2"));
-    place.refused(&TRAIN, &["task_def.yml: task \"mood\": unknown key \"n_klass\"", "did you mean \"n_class\"?"]);
+    place.refused(
+        &TRAIN,
+        &["task_def.yml: task \"mood\": unknown key \"n_klass\"", "did you mean \"n_class\"?"],
+    );
     place.write("task_def.yml", DEFINITION);
     place.write("canonical/tiny_lower/who_train.json", "{\"uid\": 1}\n");
     place.refused(&TRAIN, &["who_train.json:1: field \"token_id\" is missing"]);

@@ -551,7 +551,7 @@ mod tests {
             (huge, "size"),
             (flipped(0), "head"),
             (flipped(20), "head"),
-            (flipped(100), "checksum"),
+            (flipped(size_of::<Head>() + 4), "checksum"),
             (flipped(bytes.len() - 1), "checksum"),
         ] {
             fs::write(&path, damage).unwrap();

@@ -120,9 +120,7 @@ fn parse_all(
                 Columns::List { .. }
                 | Columns::Grouped { .. }
                 | Columns::Paired { .. }
-                | Columns::Hypotheses { .. } => {
-                    "candidates are for ranking"
-                }
+                | Columns::Hypotheses { .. } => "candidates are for ranking",
                 Columns::Tokens { .. } => "token ids are read with a vocabulary, not as text",
                 Columns::Words { .. } => "words and their labels are for labelling",
                 Columns::Questions { .. } => "questions are for span",

@@ -187,7 +187,9 @@ impl Fields<'_> {
             (false, _, Some(classes)) if classes != 1 => {
                 Err(format!("n_class is {classes}; a {kind} task has one output, n_class 1"))
             }
-            (false, Some(_), _) if kind != TaskKind::Ranking => Err(format!("labels: a {kind} task has none")),
+            (false, Some(_), _) if kind != TaskKind::Ranking => {
+                Err(format!("labels: a {kind} task has none"))
+            }
             (false, labels, _) => Ok(labels.unwrap_or_default()),
         }
     }

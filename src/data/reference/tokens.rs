@@ -186,9 +186,10 @@ impl Line<'_> {
                     .map(Label::Score)
                     .ok_or_else(|| self.wrong("label", format!("is {value}, not a number")))
             }
-            TaskKind::Labelling | TaskKind::Span => {
-                Err(self.wrong("label", format!("of token ids is not read for {}; give the text, as .tsv", self.spec.kind)))
-            }
+            TaskKind::Labelling | TaskKind::Span => Err(self.wrong(
+                "label",
+                format!("of token ids is not read for {}; give the text, as .tsv", self.spec.kind),
+            )),
             TaskKind::Ranking => {
                 let index = whole.filter(|&index| (index as usize) < candidates);
                 let reason = || format!("is {value}, not the number of a candidate, 0 to {}", candidates - 1);

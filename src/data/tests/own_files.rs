@@ -217,7 +217,7 @@ fn entries_that_do_not_fit_together_are_errors() {
         ("label = 0", "tsv", "does not say which column is text_a"),
         ("query = 0\ntext_a = 0\nlabel = 1", "tsv", "query is not a column of this kind of task"),
         ("kind = \"ranking\"\ntext_a = 0", "tsv", "does not say which column is query"),
-        ("text_a = 0\nlabel = 1", "parquet", "is none of .tsv, .txt, .csv, .jsonl"),
+        ("text_a = 0\nlabel = 1", "parquet", "is none of .tsv, .csv, .jsonl, .txt"),
         ("text_a = 0\nlabel = 1\nmetrics = [\"pearson\"]", "tsv", "these do: accuracy, f1, mcc"),
         ("text_a = 0\nlabel = 1\nmetrics = []", "tsv", "names no metric"),
         ("text_a = 0\nlabel = 1\ndropout = 1.0", "tsv", "dropout is 1, which is not in [0, 1)"),
@@ -270,7 +270,7 @@ fn a_known_folder_brings_everything() {
     let message = entry("rte", &folder, "labels = [\"a\", \"b\"]").unwrap_err().to_string();
     assert!(message.contains("labels is known of rte"), "{message}");
     let message = entry("other", root.path(), "").unwrap_err().to_string();
-    assert!(message.contains("does not say which column is text_a"), "{message}");
+    assert!(message.contains("has no train, dev or test file"), "{message}");
 }
 
 #[test]

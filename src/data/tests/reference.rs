@@ -196,7 +196,8 @@ fn hypotheses_are_candidates_in_lists_of_any_size() {
 
 #[test]
 fn lists_of_words_are_labelled() {
-    let names = "t: {data_format: Sequence, task_type: SequenceLabeling, labels: [O, B-PER], metric_meta: [SeqEval]}";
+    let names =
+        "t: {data_format: Sequence, task_type: SequenceLabeling, labels: [O, B-PER], metric_meta: [SeqEval]}";
     let folder = Folder::new(names, &[("t_train.tsv", "7\t['B-PER', 'O']\t['Ada', \"isn't\"]\n")]);
     let spec = folder.task("t").unwrap();
     let expected = [MetricKind::EntityF1, MetricKind::Precision, MetricKind::Recall];
