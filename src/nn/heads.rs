@@ -22,7 +22,7 @@ pub struct Head {
 enum Form {
     /// A linear map, and the function on its outputs.
     Linear(Linear, Activation),
-    San(San),
+    San(Box<San>),
 }
 
 /// What the heads of a program read; what none of them reads is not recorded.
@@ -109,7 +109,7 @@ impl Head {
                 };
                 Form::Linear(Linear::new(table, &name, hidden, outputs, deviation), activation)
             }
-            Some(options) => Form::San(San::new(table, &name, options, hidden, outputs, deviation)),
+            Some(options) => Form::San(Box::new(San::new(table, &name, options, hidden, outputs, deviation))),
         };
         Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, form }
     }

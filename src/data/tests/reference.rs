@@ -75,7 +75,9 @@ fn every_task_of_glue_is_what_the_definition_says() {
     let (two, integers) = (["not_entailment", "entailment"].as_slice(), ["0", "1"].as_slice());
     let three = ["contradiction", "neutral", "entailment"].as_slice();
     let (single, pair) = (Some(Texts::Single), Some(Texts::Pair));
-    let expected: [(&str, TaskKind, Option<Texts>, &[&str], &[MetricKind], f32); 12] = [
+    type Expected =
+        (&'static str, TaskKind, Option<Texts>, &'static [&'static str], &'static [MetricKind], f32);
+    let expected: [Expected; 12] = [
         ("mnli", Classification, pair, three, &[Accuracy], 0.1),
         ("rte", Classification, pair, two, &[Accuracy], 0.1),
         ("qqp", Classification, pair, integers, &[Accuracy, F1], 0.1),
