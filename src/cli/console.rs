@@ -280,3 +280,42 @@ fn line() -> Option<ProgressBar> {
     line.set_style(ProgressStyle::with_template("{wide_msg}").expect("a template without fields of its own"));
     Some(line)
 }
+
+/// Work whose pieces are counted: one rewritten line on a terminal, a plain line every 30 s elsewhere.
+pub(super) struct Counter {
+    line: Option<ProgressBar>,
+    shown: Instant,
+    what: String,
+    unit: &'static str,
+    done: usize,
+    of: usize,
+}
+
+impl Counter {
+    /// For so many pieces of `what`, each a `unit`.
+    pub(super) fn new(what: &str, unit: &'static str, of: usize) -> Self {
+        Self { line: line(), shown: Instant::now(), what: what.to_string(), unit, done: 0, of }
+    }
+
+    /// To be called before each piece.
+    pub(super) fn next(&mut self) {
+        let interval = if self.line.is_some() { REWRITE } else { PLAIN };
+        if self.shown.elapsed() >= interval {
+            self.shown = Instant::now();
+            let text = format!("{}: {} of {} {} done", self.what, self.done, self.of, self.unit);
+            match &self.line {
+                Some(line) => line.set_message(text),
+                None => eprintln!("{text}"),
+            }
+        }
+        self.done += 1;
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
+            line.finish_and_clear();
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod config_file;
 mod console;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod data;
 mod device;
 mod distill;
 mod doctor;
@@ -21,12 +22,16 @@ mod kernels;
 mod known_answer;
 mod model;
 mod options;
+mod output;
 mod predict;
 mod pretrain;
 mod reference;
 mod soft;
+mod probe;
+mod submit;
 mod table;
 mod train;
+mod vectors;
 mod vocab;
 
 use std::io;
@@ -71,7 +76,10 @@ enum Command {
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
     Distill(distill::DistillArgs),
+    Submit(submit::SubmitArgs),
     Encode(encode::EncodeArgs),
+    Probe(probe::ProbeArgs),
+    Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
     Kernels(kernels::KernelsArgs),
 }
@@ -130,7 +138,10 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Distill(args) => distill::run(&args),
+        Command::Submit(args) => submit::run(&args),
         Command::Encode(args) => encode::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => kernels::run(&args),
     })

@@ -1,4 +1,5 @@
-//! The tasks that are known by name: GLUE's nine, its diagnostic set, SNLI and SciTail, in their official layouts.
+//! The tasks that are known by name: GLUE's nine, its diagnostic set, SNLI, SciTail and SICK's two, in their official
+//! layouts.
 //!
 //! Label names are in MT-DNN's order, which is not that of the Hugging Face hub: what matters is that names, not
 //! numbers, go in and out.
@@ -48,11 +49,24 @@ pub fn cast(known: &str, kind: TaskKind) -> Option<&'static str> {
 
 /// The known tasks that can be trained from `directory`, the one that holds GLUE; none twice as another kind.
 pub fn trainable_in(directory: &Path) -> Vec<&'static str> {
+    with_a_file(directory, |file| file.split == Split::Train)
+}
+
+/// The known tasks of which there is any file in `directory`: the one that holds GLUE, or one with a task's own name.
+pub fn found_in(directory: &Path) -> Vec<&'static str> {
+    let own = directory.canonicalize().ok().and_then(|path| find(path.file_name()?.to_str()?));
+    match own.filter(|name| task(name, directory).is_ok()) {
+        Some(name) => vec![name],
+        None => with_a_file(directory, |_| true),
+    }
+}
+
+fn with_a_file(directory: &Path, wanted: impl Fn(&KnownFile) -> bool) -> Vec<&'static str> {
     let here = |known: &&Known| {
         let folders = known.folders.iter().map(|folder| directory.join(folder));
-        folders.filter(|folder| folder.is_dir()).any(|folder| {
-            known.files.iter().any(|file| file.split == Split::Train && folder.join(file.path).is_file())
-        })
+        folders
+            .filter(|folder| folder.is_dir())
+            .any(|folder| known.files.iter().any(|file| wanted(file) && folder.join(file.path).is_file()))
     };
     KNOWN.iter().filter(|known| known.cast_of.is_none()).filter(here).map(|known| known.name).collect()
 }
@@ -428,7 +442,44 @@ const KNOWN: &[Known] = &[
             scitail(Dev, "dev", "scitail_1.0_dev.tsv"),
         ],
     },
+    Known {
+        name: "sick-r",
+        aliases: &["sickr", "sickrelatedness"],
+        folders: SICK,
+        kind: Regression,
+        labels: &[],
+        metrics: &[MetricKind::Pearson, MetricKind::Spearman],
+        dropout: 0.1,
+        shares: None,
+        files: &[
+            sick(Train, "train", "SICK_train.txt").labelled(RELATEDNESS),
+            sick(Dev, "dev", "SICK_trial.txt").labelled(RELATEDNESS),
+        ],
+    },
+    Known {
+        name: "sick-e",
+        aliases: &["sicke", "sickentailment"],
+        folders: SICK,
+        kind: Classification,
+        labels: &["CONTRADICTION", "NEUTRAL", "ENTAILMENT"],
+        metrics: ACCURACY,
+        dropout: 0.1,
+        shares: None,
+        files: &[
+            sick(Train, "train", "SICK_train.txt").labelled(JUDGMENT),
+            sick(Dev, "dev", "SICK_trial.txt").labelled(JUDGMENT),
+        ],
+    },
 ];
+
+/// SICK (SemEval 2014, task 1) has both of its answers in one file; its trial set is what others call its dev set.
+const SICK: &[&str] = &["SICK", "sick"];
+const RELATEDNESS: At = At::Name("relatedness_score");
+const JUDGMENT: At = At::Name("entailment_judgment");
+
+const fn sick(split: Split, name: &'static str, path: &'static str) -> KnownFile {
+    pair(split, name, path, At::Name("sentence_A"), At::Name("sentence_B"))
+}
 
 const fn scitail(split: Split, name: &'static str, path: &'static str) -> KnownFile {
     pair(split, name, path, At::Number(0), At::Number(1)).labelled(At::Number(2)).headless()
@@ -448,6 +499,8 @@ mod tests {
             ("STS-B", "stsb"),
             ("Diagnostic", "ax"),
             ("SciTail", "scitail"),
+            ("SICK-R", "sick-r"),
+            ("sick_e", "sick-e"),
         ] {
             assert_eq!(find(written), Some(name), "{written}");
         }
@@ -480,6 +533,11 @@ mod tests {
             assert_eq!(spec.files[0].split, Train);
         }
         assert_eq!(trainable_in(root.path()), ["rte"]);
+        std::fs::create_dir(root.path().join("WNLI")).unwrap();
+        std::fs::write(root.path().join("WNLI/test.tsv"), "").unwrap();
+        assert_eq!(trainable_in(root.path()), ["rte"]);
+        assert_eq!(found_in(root.path()), ["rte", "wnli"]);
+        assert_eq!(found_in(&own), ["rte"]);
         let error = task("cola", root.path()).unwrap_err().to_string();
         assert!(error.contains("train.tsv, dev.tsv, test.tsv"), "{error}");
     }

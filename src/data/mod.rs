@@ -18,6 +18,8 @@
 //! | [`batching`] | how a task's examples are cut into batches |
 //! | [`sampler`] | which task comes when, with which of its batches |
 //! | [`batch`] | the packed arrays that a step reads |
+//! | [`check`] | what is odd about a task's files |
+//! | [`official`], [`submission`], [`zip`] | how many rows GLUE's files have, and what its leaderboard takes |
 //!
 //! And the way of raw text, for pre-training:
 //!
@@ -31,6 +33,7 @@
 pub mod batch;
 pub mod batching;
 pub mod cache;
+pub mod check;
 pub mod corpus;
 pub mod custom;
 pub mod dataset;
@@ -41,6 +44,7 @@ mod mapped;
 pub mod marks;
 pub mod masked_batch;
 pub mod masking;
+pub mod official;
 pub mod packing;
 pub mod qnli;
 pub mod reader;
@@ -52,12 +56,14 @@ pub mod san;
 mod sentences;
 pub mod soft;
 mod squad;
+pub mod submission;
 pub mod task;
 pub mod text;
 pub mod tokenizer;
 pub mod vocabulary;
 mod windows;
 mod words;
+pub mod zip;
 
 pub use batch::{Batch, Capacity};
 pub use batching::Batching;

@@ -63,6 +63,11 @@ impl<'a, Input: BufRead> Rows<'a, Input> {
         Ok(rows)
     }
 
+    /// The names of the columns, where the file has a header.
+    pub(crate) fn header(&self) -> Option<&[String]> {
+        self.header.as_deref()
+    }
+
     /// The number of columns that the header names.
     pub(crate) fn header_columns(&self) -> Option<usize> {
         self.header.as_ref().map(Vec::len)

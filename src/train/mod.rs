@@ -14,6 +14,7 @@
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
 //! | [`baseline`] | the figures that a model has to beat |
+//! | [`probe`] | linear models on frozen vectors |
 //! | [`checkpoint`], [`store`] | what is saved, and how a directory is saved whole or not at all |
 //! | [`log`], [`lock`], [`signals`] | the run's record, its owner, and its end by request |
 
@@ -35,6 +36,7 @@ pub mod mix;
 pub mod monitor;
 pub mod prepare;
 pub mod pretrain;
+pub mod probe;
 pub mod run;
 pub mod schedule;
 mod settings;
