@@ -8,6 +8,7 @@ mod place;
 use std::collections::BTreeMap;
 use std::fs;
 
+use mtdnn_raw::data::{TaskKind, TaskSpec};
 use place::Place;
 use serde_json::Value;
 
@@ -128,7 +129,7 @@ fn the_first_model_that_has_a_task_answers_it() {
         files.iter().find(|found| found["file"] == file).unwrap()["answered_by"].as_str().unwrap().to_string()
     };
     assert_eq!((by("RTE.tsv").as_str(), by("CoLA.tsv").as_str()), ("fine", "all"));
-    assert!(ended.stderr.contains("RTE.tsv: 3000 examples") && ended.stderr.contains("answered by fine"));
+    assert!(ended.stderr.contains("RTE.tsv: 3000 rows") && ended.stderr.contains("answered by fine"));
     assert!(
         ended.stderr.contains("warning: --model late: nothing is left for it to answer"),
         "{}",
@@ -170,9 +171,8 @@ fn what_does_not_match_is_refused_with_its_reason() {
     place.write("glue/WNLI/test.tsv", text.replacen("\n0\t", "\n7\t", 1));
     let mut tasks = glue::tasks();
     tasks[0].labels = vec!["bad".into(), "good".into()];
-    tasks[6].kind = mtdnn_raw::data::TaskKind::Ranking;
-    (tasks[6].labels, tasks[6].texts) = (vec![], None);
-    tasks[6].metrics = tasks[6].kind.default_metrics();
+    tasks[6] = TaskSpec::new("qnli", TaskKind::Ranking);
+    tasks[7] = TaskSpec::new("rte", TaskKind::Ranking);
     glue::model(&place.path("odd"), &tasks, 1);
     place.refused(
         &submit(&["odd"], &["--partial"]),
@@ -180,7 +180,9 @@ fn what_does_not_match_is_refused_with_its_reason() {
             "RTE.tsv: glue/RTE/test.tsv: it has 2999 rows, and the leaderboard counts 3000",
             "glue/WNLI/test.tsv:2: field \"index\" is \"7\" where 0 follows",
             "CoLA.tsv: task cola of odd: its labels in the model are bad, good, and the leaderboard wants 0, 1",
-            "QNLI.tsv: task qnli of odd: it is ranking in the model, and the leaderboard wants classification",
+            "RTE.tsv: task rte of odd: it is ranking in the model, and the leaderboard wants classification",
+            "QNLI.tsv: glue/QNLI/test.tsv:3: ",
+            "This is not QNLI v1",
         ],
     );
     place.refused(&submit(&["all"], &["--output", "glue"]), &["cannot be used multiple times"]);
@@ -198,4 +200,37 @@ fn what_does_not_match_is_refused_with_its_reason() {
         &["there is nothing to answer", "AX.tsv: no test of ax in empty"],
     );
     assert!(!place.path("out.zip").exists());
+}
+
+/// The first edition of QNLI may be ranked: of two rows with one question the better one is the answer.
+#[test]
+fn a_ranking_task_answers_the_pairs_of_the_first_qnli() {
+    let place = Place::new();
+    glue::model(&place.path("ranker"), &[TaskSpec::new("qnli", TaskKind::Ranking)], 1);
+    fs::create_dir_all(place.path("glue/QNLI")).unwrap();
+    let mut text = "index\tquestion\tsentence\n".to_string();
+    let mut queries = String::new();
+    for pair in 0..2870 {
+        let (question, one, other) =
+            (glue::sentence(pair), glue::sentence(7 * pair + 1), glue::sentence(5 * pair + 2));
+        text += &format!("{}\t{question}\t{one}\n{}\t{question}\t{other}\n", 2 * pair, 2 * pair + 1);
+        queries += &format!("{question}\t{one}\t{other}\n");
+    }
+    place.write("glue/QNLI/test.tsv", text);
+    place.write("queries.tsv", queries);
+    let ended = place.ok(&submit(&["ranker"], &["--partial"]));
+    assert!(ended.stdout.contains("QNLI v1"), "{}", ended.stdout);
+    let (files, _) = unzip(&place);
+    assert_eq!((files.len(), files[0].0.as_str()), (1, "QNLI.tsv"));
+    let words = answers(&files[0].1);
+    assert_eq!(words.len(), 5740);
+    let predicted = place.ok(&["predict", "--model", "ranker", "--task", "qnli", "--json", "queries.tsv"]);
+    let mut seconds = 0;
+    for (pair, line) in words.chunks(2).zip(predicted.stdout.lines()) {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        let best = answer["qnli"]["ranking"][0]["index"].as_u64().unwrap() as usize;
+        assert_eq!((pair[best], pair[1 - best]), ("entailment", "not_entailment"));
+        seconds += best;
+    }
+    assert!(seconds > 0 && seconds < 2870, "{seconds} of the second rows are the answers");
 }

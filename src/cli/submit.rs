@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use mtdnn_raw::data::batching::evaluation_batches;
 use mtdnn_raw::data::submission::{PARTS, Part, check_order, score};
-use mtdnn_raw::data::{Example, Split, TaskSpec, cache, glue, reader, zip};
+use mtdnn_raw::data::{Example, Split, TaskKind, TaskSpec, Text, cache, glue, qnli, reader, zip};
 use mtdnn_raw::nn::directory;
 use mtdnn_raw::train::evaluate::{EVALUATION_TOKENS, Predictor, argmax, evaluation_capacity};
 use mtdnn_raw::train::signals::Stop;
@@ -134,7 +134,12 @@ fn plan(args: &SubmitArgs, models: &[Vec<TaskSpec>]) -> anyhow::Result<(Vec<Answ
             "wnli" if args.wnli_majority => Some(By::Majority),
             _ => find(models, part.head),
         };
-        let files = glue::task(part.data, &args.data).map(|spec| {
+        let kind = match by {
+            Some(By::Model(model, task)) => Some(models[model][task].kind),
+            _ => None,
+        };
+        let data = kind.and_then(|kind| glue::cast(part.data, kind)).unwrap_or(part.data);
+        let files = glue::task(data, &args.data).map(|spec| {
             let file = spec.files_of(Split::Test).find(|file| file.name == part.set).cloned();
             (spec, file)
         });
@@ -164,7 +169,7 @@ fn plan(args: &SubmitArgs, models: &[Vec<TaskSpec>]) -> anyhow::Result<(Vec<Answ
                 });
                 match read {
                     Err(error) => wrong.push(format!("{}: {error}", part.file)),
-                    Ok(examples) => match (part.check_rows(examples.len()), by) {
+                    Ok(examples) => match (part.check_rows(examples.iter().map(rows_of).sum()), by) {
                         (Err(reason), _) => {
                             wrong.push(format!("{}: {}: {reason}", part.file, file.path.display()));
                         }
@@ -196,10 +201,22 @@ fn plan(args: &SubmitArgs, models: &[Vec<TaskSpec>]) -> anyhow::Result<(Vec<Answ
     Ok((answerable, missing))
 }
 
-/// The first model that has a known task, however it writes its name.
+/// Rows of the file that an example was made of: one, or one a candidate.
+fn rows_of(example: &Example) -> usize {
+    match &example.text {
+        Text::Candidates { candidates, .. } => candidates.len(),
+        _ => 1,
+    }
+}
+
+/// The first model that has a known task, however it writes its name, or the same cast as another kind.
 fn find(models: &[Vec<TaskSpec>], task: &str) -> Option<By> {
+    let is_it = |spec: &TaskSpec| {
+        let known = glue::find(&spec.name);
+        known.is_some() && (known == Some(task) || known == glue::cast(task, spec.kind))
+    };
     models.iter().enumerate().find_map(|(model, tasks)| {
-        let task = tasks.iter().position(|spec| glue::find(&spec.name) == Some(task))?;
+        let task = tasks.iter().position(is_it)?;
         Some(By::Model(model, task))
     })
 }
@@ -222,8 +239,8 @@ fn answer(loaded: &mut Loaded, file: &Answerable, path: &Path, stop: &Stop) -> a
     let By::Model(_, task) = file.by else { unreachable!("a model answers its own files") };
     let part = file.part;
     let dataset = cache::tokenize(&file.examples, &loaded.tokenizer, loaded.max_length);
-    let (examples, tokens) = (dataset.len(), dataset.ids.len());
-    eprintln!("{}: {examples} examples, {tokens} tokens, answered by {}", part.file, path.display());
+    let (rows, tokens) = (dataset.sequences(), dataset.ids.len());
+    eprintln!("{}: {rows} rows, {tokens} tokens, answered by {}", part.file, path.display());
     if dataset.truncated > 0 {
         let (truncated, most) = (dataset.truncated, loaded.max_length);
         eprintln!("warning: {}: {truncated} examples were cut to {most} tokens", part.file);
@@ -244,20 +261,23 @@ fn answer(loaded: &mut Loaded, file: &Answerable, path: &Path, stop: &Stop) -> a
         bail!("{}: the model in {} answers with what is no number", part.file, path.display());
     }
     let mut clipped = 0;
-    let answers = logits.chunks_exact(spec.outputs()).map(|row| match part.words.is_empty() {
-        true => {
-            let (text, outside) = score(row[0]);
-            clipped += usize::from(outside);
-            text
+    let mut clip = |logit: &f32| {
+        let (text, outside) = score(*logit);
+        clipped += usize::from(outside);
+        text
+    };
+    let answers: Vec<String> = match spec.kind {
+        TaskKind::Ranking => qnli::row_labels(&logits).into_iter().map(str::to_string).collect(),
+        TaskKind::Regression => logits.iter().map(&mut clip).collect(),
+        _ => {
+            logits.chunks_exact(spec.outputs()).map(|row| spec.labels[argmax(row) as usize].clone()).collect()
         }
-        false => spec.labels[argmax(row) as usize].clone(),
-    });
-    let answers = answers.collect();
+    };
     Ok(Answered { part, edition: file.edition, by: file.by, answers, clipped, truncated: dataset.truncated })
 }
 
 fn by_majority(file: &Answerable) -> Answered {
-    eprintln!("{}: {} examples, answered by 0", file.part.file, file.examples.len());
+    eprintln!("{}: {} rows, answered by 0", file.part.file, file.examples.len());
     Answered {
         part: file.part,
         edition: file.edition,

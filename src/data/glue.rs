@@ -451,6 +451,7 @@ const KNOWN: &[Known] = &[
         metrics: &[MetricKind::Pearson, MetricKind::Spearman],
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sick(Train, "train", "SICK_train.txt").labelled(RELATEDNESS),
             sick(Dev, "dev", "SICK_trial.txt").labelled(RELATEDNESS),
@@ -465,6 +466,7 @@ const KNOWN: &[Known] = &[
         metrics: ACCURACY,
         dropout: 0.1,
         shares: None,
+        cast_of: None,
         files: &[
             sick(Train, "train", "SICK_train.txt").labelled(JUDGMENT),
             sick(Dev, "dev", "SICK_trial.txt").labelled(JUDGMENT),

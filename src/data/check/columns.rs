@@ -116,21 +116,14 @@ fn read(
         let expected = expected.unwrap_or_default();
         found.lines(Error, "columns", lines, &format!("{count} columns, and {expected} are expected"));
     }
-    found.lines(
-        Note,
-        "columns",
-        &uneven,
-        "another number of columns than the header; the label is the last",
-    );
+    found.lines(Note, "columns", &uneven, "another number of columns than the header; the label is the last");
     found.lines(Warning, "columns", &short, "too few columns; skipped");
     found.lines(Warning, "header", &again, "the header again");
     let is_test = file.split == Split::Test;
     found.lines(if is_test { Error } else { Warning }, "blank", &blank, "blank");
     match (file.quirks.empty_texts, is_test) {
         (false, _) => found.lines(Error, "empty", &empty, "an empty text"),
-        (true, true) => {
-            found.lines(Note, "empty", &empty, "an empty text; answered like others")
-        }
+        (true, true) => found.lines(Note, "empty", &empty, "an empty text; answered like others"),
         (true, false) => found.lines(Warning, "empty", &empty, "an empty text; skipped"),
     }
     if label.is_some() {
@@ -225,12 +218,7 @@ impl Labels {
             let near =
                 nearest_name(word, names()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
             let known = names().collect::<Vec<_>>().join(", ");
-            found.lines(
-                Error,
-                "label",
-                lines,
-                &format!("the label {word:?}; the labels are {known}{near}"),
-            );
+            found.lines(Error, "label", lines, &format!("the label {word:?}; the labels are {known}{near}"));
         }
         if self.unknown.len() > 10 {
             found.add(Error, "label", None, format!("and {} more unknown labels", self.unknown.len() - 10));

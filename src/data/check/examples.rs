@@ -32,8 +32,7 @@ pub(super) fn within(found: &mut Found, table: &Table) {
     let label = if table.rows.iter().any(|row| row.label.is_some()) { " and the same label" } else { "" };
     let text = format!("the texts of an earlier row{label}; the first is that of line {same_as}");
     found.lines(Note, "duplicate", &same, &text);
-    let text =
-        format!("the texts of an earlier row and another label; the first is that of line {other_as}");
+    let text = format!("the texts of an earlier row and another label; the first is that of line {other_as}");
     found.lines(Warning, "conflict", &other, &text);
 }
 
@@ -56,7 +55,8 @@ pub(super) fn between(found: &mut Found, train: &[&Table], other: &Table) {
     if let Some((table, line)) = first {
         let share = 100.0 * both.count as f64 / other.rows.len() as f64;
         let place = table.file.path.display();
-        let text = format!("{share:.1} % of the rows have the texts of a training row; the first is {place}:{line}");
+        let text =
+            format!("{share:.1} % of the rows have the texts of a training row; the first is {place}:{line}");
         found.lines(Warning, "overlap", &both, &text);
     }
 }

@@ -241,7 +241,13 @@ fn training_rows_in_the_dev_set_are_found() {
     };
     assert_eq!(dev("0\tfive\tsix\tentailment\n1\tseven\tx\tnot_entailment\n"), []);
     let overlap = dev("0\tfive\tsix\tnot_entailment\n1\tone\ttwo\tentailment\n");
-    assert_only(&overlap, Warning, "overlap", Some(3), "1 line: 50.0 % of the rows have the texts of a training row");
+    assert_only(
+        &overlap,
+        Warning,
+        "overlap",
+        Some(3),
+        "1 line: 50.0 % of the rows have the texts of a training row",
+    );
     assert!(overlap[0].3.ends_with("train.tsv:2"), "{overlap:?}");
 }
 
