@@ -106,7 +106,7 @@ impl fmt::Display for Lengths {
             let name = if end == usize::MAX { "  more".to_string() } else { format!("to {end:3}") };
             // What is there is seen: the shortest bar has one character.
             let width = (count * WIDTH).div_ceil(highest);
-            writeln!(f, "{name} {} {count:7} {}", self.unit, "#".repeat(width))?;
+            writeln!(f, "{}", format!("{name} {} {count:7} {}", self.unit, "#".repeat(width)).trim_end())?;
         }
         Ok(())
     }
