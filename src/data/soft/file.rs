@@ -181,7 +181,7 @@ pub fn read(path: &Path, spec: &TaskSpec, examples: &[Example]) -> Result<Vec<f3
             "the file ends after {count} of {} examples; make it again with predict --soft",
             examples.len()
         );
-        return Err(wrong(count + 1, reason));
+        return Err(wrong(count + 2, reason)); // The line that is missing, after the header and these.
     }
     Ok(targets)
 }
