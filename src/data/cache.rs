@@ -13,13 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::batch::NO_LABEL;
 use super::dataset::{Dataset, Example, Label, Text};
-use super::error::DataError;
-use super::marks::Marks;
 use super::reader::{self, Skipped};
-use super::reference;
 use super::task::{Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
-use super::tokenizer::Tokenizer;
-use super::windows::Windows;
+use super::{error::DataError, marks::Marks, reference, tokenizer::Tokenizer, windows::Windows};
 
 const MAGIC: &[u8; 8] = b"mtdnntok";
 /// Raised whenever the layout below or the way from text to ids changes.

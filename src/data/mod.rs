@@ -44,6 +44,7 @@ mod mapped;
 pub mod marks;
 pub mod masked_batch;
 pub mod masking;
+mod metric_kind;
 pub mod official;
 pub mod packing;
 pub mod qnli;
