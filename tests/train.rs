@@ -16,6 +16,7 @@ use mtdnn_raw::train::checkpoint::{self, State};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, TrainConfig};
 use mtdnn_raw::train::error::TrainError;
 use mtdnn_raw::train::evaluate::Evaluation;
+use mtdnn_raw::train::mix::MixConfig;
 use mtdnn_raw::train::schedule::{Schedule, ScheduleKind};
 use mtdnn_raw::train::store;
 use mtdnn_raw::train::trainer::{Ending, Observer, Progress, StepReport, TaskData, Trainer};
@@ -296,6 +297,46 @@ fn a_run_interrupted_anywhere_ends_in_the_same_bits() {
         first.steps.extend(second.steps);
         first.evaluations.extend(second.evaluations);
         assert_eq!((&first.steps, &first.evaluations), (&whole.steps, &whole.evaluations));
+    }
+}
+
+/// Ten steps, and five, a resumed trainer and five more, end in the same bytes, whatever draws the batches.
+#[test]
+fn every_mix_goes_on_exactly() {
+    let setup = Setup::small();
+    let mix = |text: &str| toml::from_str(text).unwrap();
+    let drawn = MixConfig { batches_per_epoch: Some(4), ..mix("kind = \"square-root\"") };
+    for (what, config) in [
+        ("drawn, across epochs", TrainConfig { epochs: 3, mix: drawn.clone(), ..config() }),
+        ("in buckets", TrainConfig { bucket: 12, ..config() }),
+        (
+            "by tokens, in buckets, drawn",
+            TrainConfig { epochs: 3, batch_size: 0, batch_tokens: 90, bucket: 12, mix: drawn, ..config() },
+        ),
+        ("a ratio", TrainConfig { mix: mix("kind = \"ratio\"\nratio = 1\nmain = \"scores\""), ..config() }),
+        ("every third", TrainConfig { mix: mix("kind = \"every\"\nevery = 3"), ..config() }),
+    ] {
+        let config = TrainConfig { max_steps: 10, ..config };
+        let (whole, expected) = setup.train(&config, SEED);
+        assert_eq!(whole.steps.len(), 10, "{what}");
+        let run = tempfile::tempdir().unwrap();
+        let mut first =
+            Recorder { stop_at: Some(6), run: Some(run.path().to_path_buf()), ..Recorder::default() };
+        let mut backend = CpuBackend::new();
+        setup.trainer(&config, SEED, &mut backend).run(&mut first).unwrap();
+        assert_eq!(first.steps.len(), 5, "{what}");
+
+        let mut backend = CpuBackend::new();
+        let mut trainer = Trainer::new(&config, SEED, &setup.model, &setup.data, &mut backend).unwrap();
+        let (state, _) = store::newest(run.path(), &[store::STATE]).found.expect("a saved state");
+        let state: State =
+            checkpoint::load_state(&state, setup.model.parameters().len(), trainer.backend()).unwrap();
+        trainer.resume(state.progress);
+        let mut second = Recorder::default();
+        trainer.run(&mut second).unwrap();
+        first.steps.extend(second.steps);
+        assert_eq!(first.steps, whole.steps, "{what}");
+        assert!(bits(&buffer(&mut trainer, Space::Parameters)) == bits(&expected), "{what}");
     }
 }
 

@@ -20,6 +20,7 @@ mod format;
 mod input;
 mod kernels;
 mod known_answer;
+mod mix;
 mod model;
 mod options;
 mod output;
@@ -70,6 +71,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<options::TrainArgs>),
+    Mix(Box<mix::MixArgs>),
     Pretrain(Box<pretrain::PretrainArgs>),
     Fill(fill::FillArgs),
     Vocab(vocab::VocabArgs),
@@ -132,6 +134,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let pool = pool.with_context(|| format!("cannot start {threads} threads; --threads takes fewer"))?;
     pool.install(|| match cli.command {
         Command::Train(args) => train::run(&args),
+        Command::Mix(args) => mix::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Fill(args) => fill::run(&args),
         Command::Vocab(args) => vocab::run(&args),

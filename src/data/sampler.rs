@@ -146,6 +146,17 @@ impl<'a> Sampler<'a> {
         Some(weights.into_iter().map(|weight| weight / sum).collect())
     }
 
+    /// Whether no epoch draws a batch of a task.
+    pub fn leaves_out(&self, task: usize) -> bool {
+        match &self.mix {
+            Mix::Weights(weights) => weights[task] == 0.0,
+            Mix::Ratio { main, ratio } => {
+                task != *main && self.auxiliary(*main, *ratio, self.batches_of_pass(*main, 0)) == 0
+            }
+            Mix::Algorithm1 | Mix::MainLast { .. } | Mix::Power { .. } | Mix::Every { .. } => false,
+        }
+    }
+
     /// The batches of an epoch: a function of the seed and the epoch alone. An interrupted run goes on exactly from
     /// `(epoch, index of the next batch)`.
     pub fn epoch(&self, epoch: u32) -> Epoch {

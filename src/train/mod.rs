@@ -7,7 +7,7 @@
 //! | [`run`], [`monitor`], `keeper`, `settings` | a whole run and its directory; what it tells, and what it writes down |
 //! | [`distill`], [`teachers`] | teachers and students as one experiment; what several models answer together |
 //! | [`pretrain`] | stage one: masked words and next sentences |
-//! | [`mix`] | which task comes how often |
+//! | [`mix`], [`forecast`] | which task comes how often, and what a run will draw |
 //! | [`trainer`], [`error`], `coverage` | the loop: steps, updates, when to measure and to save; what makes it impossible |
 //! | [`check`] | one step on two backends, operation by operation |
 //! | `groups` | what of the parameters an update takes together |
@@ -27,6 +27,7 @@ pub mod distill;
 pub mod entities;
 pub mod error;
 pub mod evaluate;
+pub mod forecast;
 mod groups;
 mod keeper;
 pub mod lock;

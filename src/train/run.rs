@@ -16,6 +16,7 @@ use super::baseline::baseline;
 use super::checkpoint::{self, State};
 use super::config::RunConfig;
 use super::evaluate::Evaluation;
+use super::forecast::remarks;
 use super::keeper::{self, Keeper};
 use super::lock::Lock;
 use super::mix::MixConfig;
@@ -89,6 +90,10 @@ pub fn run(
     if trainer.leaves_pooler() {
         let note = "the pooler is left as it is: every head reads all tokens, and none the pooled vector";
         monitor.tell(Event::Note(note));
+    }
+    let names: Vec<&str> = trainer.programs().map(|(task, _)| tasks[task].name.as_str()).collect();
+    for remark in remarks(trainer.sampler(), &names) {
+        monitor.tell(Event::Warning(&remark));
     }
     let batches = trainer.sampler().batches(0);
     let extent = match (&config.train.mix, config.train.batch_tokens) {
