@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::data::text::Layout;
-use mtdnn_raw::data::{Corpus, Masking};
+use mtdnn_raw::data::{Corpus, Masking, SanSpec, TaskSpec};
 use mtdnn_raw::nn::{Model, PretrainingModel};
 use mtdnn_raw::tensor::Space;
 use mtdnn_raw::train::config::TrainConfig;
@@ -99,7 +99,10 @@ fn assert_none(found: usize) {
 }
 
 fn train_without_allocating() {
-    let (tasks, data) = three_tasks(0.1, [400, 300, 200]);
+    let (mut tasks, mut data) = three_tasks(0.1, [400, 300, 200]);
+    let san = Some(SanSpec::default());
+    tasks.push(TaskSpec { name: "pairs".into(), san, ..tasks[0].clone() });
+    data.push(data[0].clone());
     let model = Model::new(&small_config(96, 0.1), &tasks);
     for (batch_size, accumulation, optimizer) in [(5, 1, Rule::Adamax), (16, 2, Rule::Lamb)] {
         let config =
@@ -109,7 +112,7 @@ fn train_without_allocating() {
         write(trainer.backend(), Space::Parameters, &new_parameters(&model, 1));
         // The warm-up: every task's program has run once.
         let mut met = BTreeSet::new();
-        while met.len() < 3 {
+        while met.len() < 4 {
             met.insert(trainer.step().unwrap().task);
         }
         met.clear();
@@ -118,7 +121,7 @@ fn train_without_allocating() {
         let found = allocations(|| reports.extend((0..30).map(|_| trainer.step().unwrap())));
         met.extend(reports.iter().map(|report| report.task));
         sizes.extend(reports.iter().map(|report| report.tokens));
-        assert!(met.len() == 3 && sizes.len() > 10, "several tasks and sizes: {met:?}, {sizes:?}");
+        assert!(met.len() == 4 && sizes.len() > 10, "several tasks and sizes: {met:?}, {sizes:?}");
         assert_none(found);
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mtdnn_raw::backend::Rule;
-use mtdnn_raw::data::{TaskEntry, glue};
+use mtdnn_raw::data::{HeadKind, TaskEntry, glue};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, RunConfig};
 use mtdnn_raw::train::mix::{MixConfig, MixKind};
 use mtdnn_raw::train::schedule::ScheduleKind;
@@ -74,6 +74,10 @@ pub(super) struct RunArgs {
     /// The tasks to train on: of --data (all that are there if not said), else of the run file.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     tasks: Option<Vec<String>>,
+
+    /// Tasks whose head is to be a stochastic answer network, for the classification of pairs: head = "san" in a run file.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    san: Option<Vec<String>>,
 
     /// A pretrained model to start from: a directory with config.json, model.safetensors and vocab.txt.
     #[arg(long, value_name = "DIR")]
@@ -338,6 +342,14 @@ impl RunArgs {
             }
             (None, Some(tasks)) => select_tasks(&mut config.tasks, tasks)?,
             (None, None) => {}
+        }
+        for name in self.san.iter().flatten().map(|name| name.trim()) {
+            let name = glue::find(name).filter(|_| self.data.is_some()).unwrap_or(name);
+            let names: Vec<String> = config.tasks.iter().map(|entry| entry.name.clone()).collect();
+            let entry = config.tasks.iter_mut().find(|entry| entry.name == name);
+            let names = names.iter().map(String::as_str);
+            let entry = entry.ok_or_else(|| unknown_task("--san", name, "a task of this run", names))?;
+            entry.head = Some(HeadKind::San);
         }
         if let Some(init) = &self.init {
             config.model.init = Some(init.clone());
