@@ -26,10 +26,10 @@ use place::Place;
 use runs::{bits, dataset, lesson, new_parameters, read, read_span, small_config, task, write};
 use serde_json::{Value, json};
 
-/// PyTorch's f32 has the logits to about 3e-6 of values around 5.
-const LOGITS: f32 = 1e-5;
-/// Relative to the largest entry of the tensor.
-const GRADIENT: f32 = 1e-5;
+/// PyTorch's f32 is up to 5.4e-6 from the truth (`fixtures/san.py` prints it).
+const LOGITS: f32 = 1.5e-5;
+/// Relative to the largest entry of the tensor. PyTorch's f32: up to 1.2e-5.
+const GRADIENT: f32 = 3e-5;
 
 const CAPACITY: Extents = Extents { tokens: 100, sequences: 8, groups: 8, predictions: 0 };
 
