@@ -15,6 +15,14 @@ DEVICE f32 warp_dot(const T* a, const T* b, u32 count) {
     return warp_sum(sum);
 }
 
+/// The same in f64.
+template <class T>
+DEVICE f64 exact_dot(const T* a, const T* b, u32 count) {
+    f64 sum = 0.0;
+    for (u32 i = lane_index(); i < count; i += 32) sum += static_cast<f64>(to_f32(a[i])) * to_f32(b[i]);
+    return warp_sum(sum);
+}
+
 template <class T>
 struct Attend {
     const Step* step;
@@ -113,17 +121,17 @@ DEVICE void attend_grad(const AttendGrad<T>& args) {
     const T* d_out = args.d_out + own;
     const f32* weights = args.weights + first;
     f32* d_scores = args.d_scores + first;
-    for (u32 token = warp_index(); token < count; token += WARPS) {
-        f32 d_weight = warp_dot(args.values + start + static_cast<u64>(token) * cols, d_out, cols);
-        if (lane_index() == 0) d_scores[token] = d_weight;
-    }
-    sync_block();
+    // In f64 up to the difference: tokens of one text are alike, and it cancels.
     f64 mean = 0.0;
-    for (u32 token = thread_index(); token < count; token += THREADS)
-        mean += static_cast<f64>(weights[token]) * d_scores[token];
+    for (u32 token = warp_index(); token < count; token += WARPS) {
+        f64 d_weight = exact_dot(args.values + start + static_cast<u64>(token) * cols, d_out, cols);
+        if (lane_index() == 0) mean += weights[token] * d_weight;
+    }
     mean = block_sum<WARPS>(mean, reinterpret_cast<f64*>(shared_memory()));
-    for (u32 token = thread_index(); token < count; token += THREADS)
-        d_scores[token] = weights[token] * (d_scores[token] - static_cast<f32>(mean));
+    for (u32 token = warp_index(); token < count; token += WARPS) {
+        f64 d_weight = exact_dot(args.values + start + static_cast<u64>(token) * cols, d_out, cols);
+        if (lane_index() == 0) d_scores[token] = weights[token] * static_cast<f32>(d_weight - mean);
+    }
     sync_block();
     for (u32 column = thread_index(); column < cols; column += THREADS) {
         const f32 query = to_f32(args.query[(args.d_query != nullptr ? own : 0) + column]);

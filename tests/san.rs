@@ -621,7 +621,17 @@ fn a_run_with_such_a_head_is_trained_measured_and_answers() {
     let probabilities = columns.map(|column| column.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
     assert!((probabilities.sum::<f64>() - 1.0).abs() < 2e-4, "{}", ended.stdout);
 
-    // Alone it leaves the pooler as it is, and says so.
-    let alone = place.ok(&["train", "run.toml", "--tasks", "pair", "--output", "alone"]);
-    assert!(alone.stderr.contains("the pooler is left as it is"), "{}", alone.stderr);
+    // A flag says the same as the run file; alone such a head leaves the pooler as it is, and that is said.
+    let plain = pair.split("head = ").next().unwrap();
+    place.write("plain.toml", format!("{mood}{plain}"));
+    let alone = ["train", "plain.toml", "--tasks", "pair", "--output", "alone", "--san"];
+    let ended = place.ok(&[&alone[..], &["pair"]].concat());
+    assert!(ended.stderr.contains("the pooler is left as it is"), "{}", ended.stderr);
+    let ended = place.run(&[&alone[..], &["par"]].concat());
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("--san par: not a task of this run; did you mean \"pair\"?"),
+        "{}",
+        ended.stderr
+    );
 }

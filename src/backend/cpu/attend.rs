@@ -178,13 +178,14 @@ multiversion! {
         d_values: Option<&mut [f32]>,
     ) {
         let cols = query.len();
-        let mut mean = 0.0;
-        for ((d_score, values), weight) in d_scores.iter_mut().zip(values.chunks_exact(cols)).zip(weights) {
-            *d_score = dot::<FMA>(d_out, values);
-            mean = multiply_add::<FMA>(*weight, *d_score, mean);
-        }
-        for (d_score, weight) in d_scores.iter_mut().zip(weights) {
-            *d_score = weight * (*d_score - mean);
+        // In f64 up to the difference: tokens of one text are alike, and it cancels.
+        let d_weight = |values: &[f32]| -> f64 {
+            d_out.iter().zip(values).map(|(d, value)| f64::from(*d) * f64::from(*value)).sum()
+        };
+        let rows = || values.chunks_exact(cols).zip(weights);
+        let mean: f64 = rows().map(|(values, weight)| f64::from(*weight) * d_weight(values)).sum();
+        for (d_score, (values, weight)) in d_scores.iter_mut().zip(rows()) {
+            *d_score = weight * (d_weight(values) - mean) as f32;
         }
         for (d_keys, d_score) in d_keys.chunks_exact_mut(cols).zip(d_scores.iter()) {
             for (d, query) in d_keys.iter_mut().zip(query) {
