@@ -16,7 +16,10 @@ pub const QNLI_V1: &str = "QNLI v1";
 /// The QNLI of today.
 pub const QNLI_V2: &str = "QNLI v2";
 
-const ROWS: &[(&str, &str, &[(usize, &str)])] = &[
+/// A task, a set, and the numbers of rows that it may have.
+type Known = (&'static str, &'static str, &'static [(usize, &'static str)]);
+
+const ROWS: &[Known] = &[
     ("cola", "train", &[(8_551, "")]),
     ("cola", "dev", &[(1_043, ""), (527, "the in-domain half")]),
     ("cola", "test", &[(1_063, "")]),
