@@ -77,7 +77,7 @@ enum Command {
     Vocab(vocab::VocabArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
-    Distill(distill::DistillArgs),
+    Distill(Box<distill::DistillArgs>),
     Submit(submit::SubmitArgs),
     Encode(encode::EncodeArgs),
     Probe(probe::ProbeArgs),

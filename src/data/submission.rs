@@ -199,7 +199,7 @@ mod tests {
         let cases = [
             (-0.25, "0.000", true),
             (-0.0, "0.000", false),
-            (3.14159, "3.142", false),
+            (2.71555, "2.716", false),
             (5.0, "5.000", false),
         ];
         for (value, text, clipped) in cases {
