@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::batch::NO_LABEL;
 use super::dataset::{Dataset, Example, Label, Text};
+use super::error::DataError;
+use super::marks::{self, Marks};
 use super::reader::{self, Skipped};
-use super::task::{Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
-use super::{error::DataError, marks::Marks, reference, tokenizer::Tokenizer, windows::Windows};
+use super::reference;
+use super::span::SpanOptions;
+use super::task::{Columns, SourceFile, Split, TaskKind, TaskSpec};
+use super::tokenizer::Tokenizer;
+use super::windows::Windows;
 
 const MAGIC: &[u8; 8] = b"mtdnntok";
 /// Raised whenever the layout below or the way from text to ids changes.
@@ -386,40 +390,7 @@ fn check(dataset: &Dataset, spec: &TaskSpec, vocab_size: usize, max_length: usiz
     if !labels.iter().enumerate().all(fits) {
         return Err("a label is none of the task's".to_string());
     }
-    check_marks(dataset, spec)
-}
-
-/// Whether marks and passages fit the sequences and what the task reads of them.
-fn check_marks(dataset: &Dataset, spec: &TaskSpec) -> Result<(), String> {
-    let Dataset { marks, passages, labels, .. } = dataset;
-    let answered = spec.kind == TaskKind::Span && !matches!(labels[0], Label::Span { .. });
-    let counts = match spec.kind {
-        TaskKind::Labelling => (dataset.sequences(), marks.len(), 0, 0),
-        TaskKind::Span if answered => (dataset.sequences(), 0, marks.len(), labels.len()),
-        TaskKind::Span => (dataset.sequences(), 0, 0, 0),
-        _ => (0, 0, 0, 0),
-    };
-    let found = marks.offsets.len().saturating_sub(1);
-    if (found, marks.classes.len(), marks.places.len(), passages.len()) != counts {
-        return Err("its marks are not those of the kind of task".to_string());
-    }
-    let ascend = marks.offsets.windows(2).all(|pair| pair[0] < pair[1]);
-    let ends = (marks.offsets.first().copied(), marks.offsets.last().copied());
-    let covers = if found == 0 { marks.is_empty() } else { ends == (Some(0), Some(marks.len() as u32)) };
-    if !ascend || !covers {
-        return Err("its marks do not cover its sequences".to_string());
-    }
-    let inside = |sequence: usize| {
-        let length = dataset.sequence(sequence).len();
-        let read = marks.of(sequence).filter(|&mark| marks.is_read(mark));
-        let positions: Vec<usize> = read.map(|mark| marks.positions[mark] as usize).collect();
-        positions.is_sorted_by(|a, b| a < b) && positions.last().is_some_and(|&last| last < length)
-    };
-    let known = |&class: &u32| class == NO_LABEL || (class as usize) < spec.labels.len();
-    if !(0..found).all(inside) || !marks.classes.iter().all(known) {
-        return Err("a mark is outside of its sequence, or its class none of the task's".to_string());
-    }
-    Ok(())
+    marks::check(dataset, spec)
 }
 
 #[cfg(test)]

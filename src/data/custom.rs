@@ -9,9 +9,9 @@ use super::glue;
 use super::reference;
 use super::san::SanSpec;
 use super::soft::{SoftLabels, SoftSource};
+use super::span::SpanOptions;
 use super::task::{
-    Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, SpanOptions, Split, TaskKind,
-    TaskSpec,
+    Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, Split, TaskKind, TaskSpec,
 };
 
 /// One `[[task]]` of a run file. What is left out is known for a known task, and a default for one's own.

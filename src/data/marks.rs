@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::batch::NO_LABEL;
+use super::dataset::{Dataset, Label};
+use super::task::{TaskKind, TaskSpec};
 
 /// Stands for the position of a word that was cut off: it is not read, and counts as answered wrongly.
 const CUT: u32 = u32::MAX;
@@ -97,4 +99,47 @@ impl Marks {
         self.classes.extend_from_slice(&other.classes);
         self.places.extend_from_slice(&other.places);
     }
+}
+
+/// Whether marks and passages fit the sequences and what the task reads of them.
+pub(super) fn check(dataset: &Dataset, spec: &TaskSpec) -> Result<(), String> {
+    let Dataset { marks, passages, labels, .. } = dataset;
+    let answered = spec.kind == TaskKind::Span && !matches!(labels[0], Label::Span { .. });
+    let counts = match spec.kind {
+        TaskKind::Labelling => (dataset.sequences(), marks.len(), 0, 0),
+        TaskKind::Span if answered => (dataset.sequences(), 0, marks.len(), labels.len()),
+        TaskKind::Span => (dataset.sequences(), 0, 0, 0),
+        _ => (0, 0, 0, 0),
+    };
+    let found = marks.offsets.len().saturating_sub(1);
+    if (found, marks.classes.len(), marks.places.len(), passages.len()) != counts {
+        return Err("its marks are not those of the kind of task".to_string());
+    }
+    let ascend = marks.offsets.windows(2).all(|pair| pair[0] < pair[1]);
+    let ends = (marks.offsets.first().copied(), marks.offsets.last().copied());
+    let covers = if found == 0 { marks.is_empty() } else { ends == (Some(0), Some(marks.len() as u32)) };
+    if !ascend || !covers {
+        return Err("its marks do not cover its sequences".to_string());
+    }
+    let inside = |sequence: usize| {
+        let length = dataset.sequence(sequence).len();
+        let read = marks.of(sequence).filter(|&mark| marks.is_read(mark));
+        let positions: Vec<usize> = read.map(|mark| marks.positions[mark] as usize).collect();
+        positions.is_sorted_by(|a, b| a < b) && positions.last().is_some_and(|&last| last < length)
+    };
+    let known = |&class: &u32| class == NO_LABEL || (class as usize) < spec.labels.len();
+    if !(0..found).all(inside) || !marks.classes.iter().all(known) {
+        return Err("a mark is outside of its sequence, or its class none of the task's".to_string());
+    }
+    let within = |example: usize| {
+        let context = &passages[example].context;
+        dataset.sequences_of(example).map(|sequence| &marks.places[marks.of(sequence)]).all(|places| {
+            let in_text = |place: &[u32; 2]| context.get(place[0] as usize..place[1] as usize).is_some();
+            places.is_sorted() && places.iter().all(in_text)
+        })
+    };
+    if answered && !(0..labels.len()).all(within) {
+        return Err("a token is no part of its text".to_string());
+    }
+    Ok(())
 }

@@ -56,6 +56,7 @@ pub mod sampler;
 pub mod san;
 mod sentences;
 pub mod soft;
+pub mod span;
 mod squad;
 pub mod submission;
 pub mod task;
@@ -79,7 +80,8 @@ pub use packing::Packing;
 pub use reader::Skipped;
 pub use sampler::{Mix, Sampler};
 pub use san::SanSpec;
-pub use task::{MetricKind, Relevance, SourceFile, SpanOptions, Split, TaskKind, TaskSpec, Texts};
+pub use span::SpanOptions;
+pub use task::{MetricKind, Relevance, SourceFile, Split, TaskKind, TaskSpec, Texts};
 pub use tokenizer::Tokenizer;
 pub use vocabulary::VocabularyConfig;
 

@@ -13,7 +13,8 @@ use super::reference::hypotheses;
 use super::rows::{Place, Row, Rows};
 use super::soft::columns::Columns as SoftColumns;
 use super::soft::{SoftLabels, SoftSource};
-use super::task::{Column, Columns, SourceFile, SpanOptions, Split, TaskKind, TaskSpec};
+use super::span::SpanOptions;
+use super::task::{Column, Columns, SourceFile, Split, TaskKind, TaskSpec};
 use super::{squad, words};
 
 /// Rows that were left out; whoever reads a file has to say so.

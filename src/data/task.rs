@@ -9,6 +9,7 @@ use super::error::{DataError, list};
 pub use super::metric_kind::MetricKind;
 use super::san::SanSpec;
 use super::soft::SoftLabels;
+use super::span::SpanOptions;
 
 /// What a task's head answers, and so which of MT-DNN's losses it trains with
 /// (Liu et al. 2019, arXiv 1901.11504, section 4).
@@ -261,55 +262,6 @@ pub fn entity_tag(label: &str) -> Option<(char, &str)> {
     let (place, kind) = label.split_once('-')?;
     let place = place.chars().next().filter(|_| place.len() == 1)?;
     (matches!(place, 'B' | 'I' | 'E' | 'S') && !kind.is_empty()).then_some((place, kind))
-}
-
-/// How the texts of a [`TaskKind::Span`] task are cut and its answers chosen; the defaults are BERT's for SQuAD.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SpanOptions {
-    /// Tokens of a question; what is longer is cut.
-    pub max_query_length: usize,
-    /// A text that does not fit beside its question is read in windows, each this many tokens after the last.
-    pub stride: usize,
-    /// Tokens of an answer.
-    pub max_answer_length: usize,
-    /// Whether a question may have no answer (SQuAD 2.0): then `[CLS]` stands for that. `None` until
-    /// [`learn_labels`](super::reader::learn_labels) for a task that does not say it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub no_answer: Option<bool>,
-    /// No answer is given where its score exceeds the best answer's by more than this.
-    pub null_threshold: f32,
-}
-
-impl Default for SpanOptions {
-    fn default() -> Self {
-        Self {
-            max_query_length: 64,
-            stride: 128,
-            max_answer_length: 30,
-            no_answer: None,
-            null_threshold: 0.0,
-        }
-    }
-}
-
-impl SpanOptions {
-    fn validate(&self) -> Result<(), String> {
-        let Self { max_query_length, stride, max_answer_length, no_answer: _, null_threshold } = *self;
-        for (key, value) in [
-            ("max_query_length", max_query_length),
-            ("stride", stride),
-            ("max_answer_length", max_answer_length),
-        ] {
-            if value == 0 {
-                return Err(format!("{key} is 0; give 1 or more tokens"));
-            }
-        }
-        if !null_threshold.is_finite() {
-            return Err(format!("null_threshold is {null_threshold}, not a number"));
-        }
-        Ok(())
-    }
 }
 
 impl TaskSpec {

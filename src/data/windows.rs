@@ -1,7 +1,7 @@
 //! Questions and their texts into sequences, a long text in windows (Devlin et al. 2018, section 4.2 and its code).
 
 use super::dataset::{Dataset, Example, Label, Passage, Text};
-use super::task::SpanOptions;
+use super::span::SpanOptions;
 use super::tokenizer::Tokenizer;
 
 /// How questions become sequences.

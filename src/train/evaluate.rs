@@ -81,7 +81,8 @@ impl<'a> Predictor<'a> {
             self.recorded.write(self.backend, &batch)?;
             self.backend.run(&self.recorded.program, &StepScalars { extents, seed: 0, step: 0 })?;
             for (&(output, width, of_marks), logits) in self.outputs.iter().zip(&mut all) {
-                rows.resize(if of_marks { extents.predictions } else { extents.sequences } * width, 0.0);
+                let count = if of_marks { extents.predictions } else { extents.sequences };
+                rows.resize(count * width, 0.0);
                 let span = self.recorded.program.span(output, &extents);
                 self.backend.read(span, bytemuck::cast_slice_mut(&mut rows))?;
                 let mut from = 0;

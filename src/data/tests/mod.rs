@@ -6,4 +6,5 @@ mod pretraining;
 mod qnli;
 mod real_files;
 mod reference;
+mod token_files;
 mod traps;
