@@ -631,8 +631,11 @@ fn measures_and_saves_when_it_is_told_to() {
 
     let (recorder, _) = setup.train(&TrainConfig { eval: EvalEvery::Epoch, ..config.clone() }, SEED);
     assert_eq!(recorder.evaluations.iter().map(|(updates, ..)| *updates).collect::<Vec<_>>(), [5, 10, 15]);
-    let (recorder, _) = setup.train(&TrainConfig { eval: EvalEvery::Never, ..config }, SEED);
+    let (recorder, _) = setup.train(&TrainConfig { eval: EvalEvery::Never, ..config.clone() }, SEED);
     assert!(recorder.evaluations.is_empty() && recorder.best.is_empty());
+    let (recorder, _) = setup.train(&TrainConfig { eval: EvalEvery::End, ..config }, SEED);
+    assert_eq!(recorder.evaluations.iter().map(|(updates, ..)| *updates).collect::<Vec<_>>(), [15]);
+    assert_eq!((recorder.best, recorder.checkpoints), (vec![15], vec![6, 12, 15]));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! 75 for a training run that a signal stopped and that `--resume` goes on with. What is named rightly and is missing or
 //! wrong itself is a failure: a file, a folder, the files of a known task, a task as a run file puts it together.
 
+mod ablate;
+mod adapt;
 mod config_file;
 mod console;
 #[cfg(feature = "cuda")]
@@ -15,7 +17,9 @@ mod distill;
 mod doctor;
 mod encode;
 mod eval;
+mod experiment;
 mod fill;
+mod finetune;
 mod format;
 mod input;
 mod kernels;
@@ -28,6 +32,7 @@ mod predict;
 mod pretrain;
 mod probe;
 mod reference;
+mod seeds;
 mod soft;
 mod submit;
 mod table;
@@ -76,6 +81,10 @@ enum Command {
     Fill(fill::FillArgs),
     Vocab(vocab::VocabArgs),
     Eval(eval::EvalArgs),
+    Seeds(Box<seeds::SeedsArgs>),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Ablate(Box<ablate::AblateArgs>),
+    Adapt(Box<adapt::AdaptArgs>),
     Predict(predict::PredictArgs),
     Distill(Box<distill::DistillArgs>),
     Submit(submit::SubmitArgs),
@@ -139,6 +148,10 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Fill(args) => fill::run(&args),
         Command::Vocab(args) => vocab::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Seeds(args) => seeds::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Ablate(args) => ablate::run(&args),
+        Command::Adapt(args) => adapt::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Submit(args) => submit::run(&args),

@@ -168,8 +168,9 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "NAME", value_parser = named::<OtherHeads>)]
     other_heads: Option<OtherHeads>,
 
-    /// When the dev sets are measured: epoch, never, or every so many steps. [default: epoch]
-    #[arg(long, value_name = "epoch|never|STEPS")]
+    /// When the dev sets are measured: epoch, never, end (once, and no checkpoint after each epoch either), or every so
+    /// many steps. [default: epoch]
+    #[arg(long, value_name = "epoch|never|end|STEPS")]
     eval: Option<EvalEvery>,
 
     /// Stop after this many evaluations without a better mean; 0 to train to the end. [default: 0]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::distill::DistillConfig;
+use super::experiment::config::{AblateConfig, AdaptConfig, ExperimentConfig, FinetuneConfig};
 use super::mix::MixConfig;
 use super::pretrain::PretrainConfig;
 use super::schedule::ScheduleKind;
@@ -34,6 +35,18 @@ pub struct RunConfig {
     /// What `vocab` makes the vocabulary from; no part of a run, so that a run's saved settings do not hold it.
     #[serde(skip_serializing)]
     pub vocab: VocabularyConfig,
+    /// What all experiments have in common. No part of a run, as the tables below.
+    #[serde(skip_serializing)]
+    pub experiment: ExperimentConfig,
+    /// How `finetune` goes on from an MT-DNN model.
+    #[serde(skip_serializing)]
+    pub finetune: FinetuneConfig,
+    /// How `ablate` makes its table.
+    #[serde(skip_serializing)]
+    pub ablate: AblateConfig,
+    /// How `adapt` makes its table.
+    #[serde(skip_serializing)]
+    pub adapt: AdaptConfig,
     /// The tasks, in the order of their heads.
     #[serde(rename = "task", skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<crate::data::TaskEntry>,
@@ -49,6 +62,10 @@ impl Default for RunConfig {
             pretrain: None,
             distill: None,
             vocab: VocabularyConfig::default(),
+            experiment: ExperimentConfig::default(),
+            finetune: FinetuneConfig::default(),
+            ablate: AblateConfig::default(),
+            adapt: AdaptConfig::default(),
             tasks: Vec::new(),
         }
     }
@@ -162,6 +179,9 @@ pub enum EvalEvery {
     Epoch,
     /// Never; the last model is the result.
     Never,
+    /// Once, at the end, and the run is not saved after each epoch either: for runs so short that they are done again
+    /// sooner than they are measured and saved so often.
+    End,
     /// After every so many updates, and after each epoch.
     Steps(u64),
 }
@@ -173,9 +193,10 @@ impl std::str::FromStr for EvalEvery {
         match text {
             "epoch" => Ok(Self::Epoch),
             "never" => Ok(Self::Never),
+            "end" => Ok(Self::End),
             steps => match steps.parse() {
                 Ok(steps) if steps > 0 => Ok(Self::Steps(steps)),
-                _ => Err(format!("{text:?} is not epoch, never or a number of steps above 0")),
+                _ => Err(format!("{text:?} is not epoch, never, end or a number of steps above 0")),
             },
         }
     }
@@ -183,7 +204,7 @@ impl std::str::FromStr for EvalEvery {
 
 /// `"epoch"`, `"200"` or `200`.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "expected epoch, never or a number of steps")]
+#[serde(untagged, expecting = "expected epoch, never, end or a number of steps")]
 enum NameOrNumber {
     Name(String),
     Number(i64),
@@ -205,6 +226,7 @@ impl From<EvalEvery> for String {
         match every {
             EvalEvery::Epoch => "epoch".to_string(),
             EvalEvery::Never => "never".to_string(),
+            EvalEvery::End => "end".to_string(),
             EvalEvery::Steps(steps) => steps.to_string(),
         }
     }

@@ -6,6 +6,7 @@
 //! | [`prepare`] | what it names: tasks, token ids, an encoder |
 //! | [`run`], [`monitor`], `keeper`, `settings` | a whole run and its directory; what it tells, and what it writes down |
 //! | [`distill`], [`teachers`] | teachers and students as one experiment; what several models answer together |
+//! | [`experiment`] | several runs and the tables made of them |
 //! | [`pretrain`] | stage one: masked words and next sentences |
 //! | [`mix`], [`forecast`] | which task comes how often, and what a run will draw |
 //! | [`trainer`], [`error`], `coverage` | the loop: steps, updates, when to measure and to save; what makes it impossible |
@@ -27,6 +28,7 @@ pub mod distill;
 pub mod entities;
 pub mod error;
 pub mod evaluate;
+pub mod experiment;
 pub mod forecast;
 mod groups;
 mod keeper;

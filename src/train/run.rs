@@ -42,6 +42,8 @@ pub struct Outcome {
     pub progress: Progress,
     /// The figures of the best evaluation (the last, if there is no best), beside those of no reading at all.
     pub results: Vec<TaskResult>,
+    /// The tasks and how many examples each was trained on.
+    pub examples: Vec<(String, usize)>,
     /// Seconds of the whole run, earlier parts of a resumed one included.
     pub seconds: f64,
 }
@@ -147,8 +149,10 @@ pub fn run(
         evaluation: evaluation.clone(),
         baseline: baseline_of(evaluation),
     });
+    let examples = tasks.iter().zip(&data).map(|(task, sets)| (task.name.clone(), sets.train.len()));
     Ok(Outcome {
         ending: Some(ending),
+        examples: examples.collect(),
         results: results.collect(),
         seconds: recorder.keeper.seconds(),
         progress: trainer.progress().clone(),
@@ -157,7 +161,8 @@ pub fn run(
 
 impl Outcome {
     fn nothing(seconds: f64) -> Self {
-        Self { ending: None, progress: Progress::default(), results: Vec::new(), seconds }
+        let (progress, results, examples) = (Progress::default(), Vec::new(), Vec::new());
+        Self { ending: None, progress, results, examples, seconds }
     }
 
     /// The best evaluation, if there was one.

@@ -52,7 +52,7 @@ pub(super) fn check_output(
     let Ok(saved) = read(&saved, config) else {
         bail!("{} is not the settings of a run; choose another --output, so that it is kept", path.display());
     };
-    match first_difference(&saved, config)? {
+    match first_difference(&saved, config, &FREE_KEYS)? {
         Some((key, before, now)) if resume => bail!(
             "--resume: {key} was {before} and is now {now}; a run goes on only as it began. Take {} back, or start \
              another run with another --output",
@@ -67,11 +67,12 @@ fn read<Config: DeserializeOwned>(text: &str, _like: &Config) -> Result<Config, 
     toml::from_str(text)
 }
 
-/// The first key that two configurations have otherwise, and both values. The directory's own name does not count: it
-/// may have been moved.
-fn first_difference<Config: Serialize>(
+/// The first key that two configurations have otherwise, and both values; those of `free` may differ. The directory's own
+/// name does not count: it may have been moved.
+pub(super) fn first_difference<Config: Serialize>(
     saved: &Config,
     now: &Config,
+    free: &[&str],
 ) -> anyhow::Result<Option<(String, String, String)>> {
     let flat = |config: &Config| {
         let mut keys = Vec::new();
@@ -82,7 +83,7 @@ fn first_difference<Config: Serialize>(
     let value = |keys: &[(String, String)], key: &str| {
         keys.iter().find(|(other, _)| other == key).map_or("not set".to_string(), |(_, value)| value.clone())
     };
-    let all = saved.iter().chain(&now).map(|(key, _)| key).filter(|key| !FREE_KEYS.contains(&key.as_str()));
+    let all = saved.iter().chain(&now).map(|(key, _)| key).filter(|key| !free.contains(&key.as_str()));
     Ok(all
         .map(|key| (key.clone(), value(&saved, key), value(&now, key)))
         .find(|(_, before, now)| before != now))
@@ -120,7 +121,7 @@ pub(super) fn save_plan<'a>(
 }
 
 /// Writes a file beside its place and moves it there, so that a full disk leaves the one before.
-pub(super) fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
+pub fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
     let beside = path.with_extension("new");
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
@@ -138,22 +139,24 @@ mod tests {
     fn the_first_key_that_differs_is_named() {
         let entry = |name: &str| TaskEntry { name: name.into(), ..TaskEntry::default() };
         let saved = RunConfig { tasks: vec![entry("rte"), entry("cola")], ..RunConfig::default() };
-        assert!(first_difference(&saved, &saved).unwrap().is_none());
+        assert!(first_difference(&saved, &saved, &FREE_KEYS).unwrap().is_none());
 
         let mut free = saved.clone();
         free.output = "elsewhere".into();
         free.train.checkpoint_every = 10;
         free.train.patience = 3;
-        assert!(first_difference(&saved, &free).unwrap().is_none());
+        assert!(first_difference(&saved, &free, &FREE_KEYS).unwrap().is_none());
+        let (key, ..) = first_difference(&saved, &free, &[]).unwrap().unwrap();
+        assert_eq!(key, "train.checkpoint_every");
 
         let mut other = saved.clone();
         other.train.batch_size = 16;
-        let (key, before, now) = first_difference(&saved, &other).unwrap().unwrap();
+        let (key, before, now) = first_difference(&saved, &other, &FREE_KEYS).unwrap().unwrap();
         assert_eq!((key.as_str(), before.as_str(), now.as_str()), ("train.batch_size", "32", "16"));
 
         let mut other = saved.clone();
         other.tasks[1].dropout = Some(0.5);
-        let (key, before, _) = first_difference(&saved, &other).unwrap().unwrap();
+        let (key, before, _) = first_difference(&saved, &other, &FREE_KEYS).unwrap().unwrap();
         assert_eq!((key.as_str(), before.as_str()), ("task.cola.dropout", "not set"));
     }
 }

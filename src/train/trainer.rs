@@ -324,7 +324,8 @@ impl<'a> Trainer<'a> {
             self.progress.finished = complete || impatient;
             let checkpoint_due =
                 checkpoint_every > 0 && self.progress.updates.is_multiple_of(checkpoint_every);
-            if self.progress.finished || whole_epoch || checkpoint_due {
+            let epoch_due = whole_epoch && self.config.eval != EvalEvery::End;
+            if self.progress.finished || epoch_due || checkpoint_due {
                 self.settle(0, observer)?;
                 observer.checkpoint(self)?;
             }
@@ -485,9 +486,11 @@ impl<'a> Trainer<'a> {
         if self.evaluations.iter().all(Option::is_none) {
             return false;
         }
-        let ends = self.progress.batch == self.epoch.len() || self.progress.updates >= self.schedule.total;
+        let complete = self.progress.updates >= self.schedule.total;
+        let ends = self.progress.batch == self.epoch.len() || complete;
         match self.config.eval {
             EvalEvery::Never => false,
+            EvalEvery::End => complete,
             EvalEvery::Epoch => ends,
             EvalEvery::Steps(every) => ends || self.progress.updates.is_multiple_of(every),
         }
