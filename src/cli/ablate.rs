@@ -62,62 +62,78 @@ pub(super) fn run(args: &AblateArgs) -> anyhow::Result<Exit> {
     }
     let plan = ablate::plan(config, &setting.output, &setting.seeds)?;
     let Some(results) = setting.perform(&plan.runs)? else { return Ok(Exit::Stopped) };
-    let rows: Vec<(&Row, Vec<RunResult>)> =
-        plan.rows.iter().map(|row| (row, plan.results_of(row, config, &results))).collect();
-    report(&setting, &rows)?.publish(&setting.output)?;
+    let lines = plan.rows.iter().map(|row| {
+        let results = plan.results_of(row, config, &results);
+        let spreads = seeds::spreads(&results, &setting.bootstrap);
+        let means = results.iter().map(mean_of_tasks).collect();
+        Line { row, results, spreads, means }
+    });
+    let lines: Vec<Line> = lines.collect();
+    report(&setting, &lines)?.publish(&setting.output)?;
     Ok(Exit::Done)
 }
 
-fn report(setting: &Setting, rows: &[(&Row, Vec<RunResult>)]) -> anyhow::Result<Report> {
+/// A row with its figures.
+struct Line<'a> {
+    row: &'a Row,
+    /// One a seed.
+    results: Vec<RunResult>,
+    spreads: Vec<Spread>,
+    /// The mean of the tasks' main metrics, one a seed.
+    means: Vec<f64>,
+}
+
+impl Line<'_> {
+    fn spread(&self, name: &str) -> Option<&Spread> {
+        self.spreads.iter().find(|spread| name_of(spread) == name)
+    }
+}
+
+fn name_of(spread: &Spread) -> String {
+    column(&spread.task, &spread.set, spread.metric)
+}
+
+fn report(setting: &Setting, lines: &[Line]) -> anyhow::Result<Report> {
     let seeds = setting.seeds.len();
-    let spreads: Vec<Vec<Spread>> =
-        rows.iter().map(|(_, results)| seeds::spreads(results, &setting.bootstrap)).collect();
-    let means: Vec<Vec<f64>> =
-        rows.iter().map(|(_, results)| results.iter().map(mean_of_tasks).collect()).collect();
-    let name = |spread: &Spread| column(&spread.task, &spread.set, spread.metric);
     // A task that is ranking in one row and classification in another has a column of each.
     let mut columns: Vec<String> = Vec::new();
-    for name in spreads.iter().flatten().map(name) {
+    for name in lines.iter().flat_map(|line| &line.spreads).map(name_of) {
         if !columns.contains(&name) {
             columns.push(name);
         }
     }
-    let row = |((row, _), (spreads, means)): (&(&Row, Vec<RunResult>), (&Vec<Spread>, &Vec<f64>))| {
-        let cell = |column: &String| {
-            let found = spreads.iter().find(|spread| name(spread) == *column);
-            found.map_or("-".into(), |found| spread(found.mean, found.deviation))
-        };
-        let last = spread(mean(means), deviation(means));
-        std::iter::once(row.title.clone()).chain(columns.iter().map(cell)).chain([last]).collect()
+    let row = |line: &Line| {
+        let cell =
+            |name: &String| line.spread(name).map_or("-".into(), |found| spread(found.mean, found.deviation));
+        let last = spread(mean(&line.means), deviation(&line.means));
+        std::iter::once(line.row.title.clone()).chain(columns.iter().map(cell)).chain([last]).collect()
     };
     let titles =
         std::iter::once("dev".to_string()).chain(columns.clone()).chain(["mean of tasks".to_string()]);
     let listed: Vec<String> = setting.seeds.iter().map(u64::to_string).collect();
     let caption = format!(
-        "Mean and sample deviation over seeds {}, in points; every row by its best epoch on the dev sets.",
+        "Mean and sample deviation over seeds {}, in points; every run by its best epoch on the dev sets.",
         listed.join(", ")
     );
-    let table = rows.iter().zip(spreads.iter().zip(&means)).map(row).collect();
+    let table = lines.iter().map(row).collect();
     let mut parts = vec![Part::Table { caption, titles: titles.collect(), rows: table }];
     if bert_is_st_dnn(&setting.config) {
         let text = "The run file's heads are BERT's own, so that BERT and ST-DNN are one and the same run.";
         parts.push(Part::Text(text.into()));
     }
-    let (sentences, differences) = comparisons(setting, rows, seeds)?;
+    let (sentences, differences) = comparisons(setting, lines, seeds)?;
     if !sentences.is_empty() {
         parts.push(Part::List(sentences));
         parts.push(Part::Text(setting.explain_intervals()));
     }
-    parts.extend(published_rows(&spreads));
-    let panels = columns.iter().map(|column| {
-        let of_row = |((row, _), spreads): (&(&Row, Vec<RunResult>), &Vec<Spread>)| {
-            let found = spreads.iter().find(|spread| name(spread) == *column)?;
-            Some(dots_of(row.title.clone(), found))
-        };
-        (column.clone(), rows.iter().zip(&spreads).filter_map(of_row).collect())
+    parts.extend(published_rows(lines));
+    let panels = columns.iter().map(|name| {
+        let dots = lines.iter().filter_map(|line| Some(dots_of(line.row.title.clone(), line.spread(name)?)));
+        (name.clone(), dots.collect())
     });
     let title = format!("Ablation, {seeds} {}", if seeds == 1 { "seed" } else { "seeds" });
-    let data = rows.iter().zip(spreads.iter().zip(&means)).map(|((row, _), (spreads, means))| {
+    let data = lines.iter().map(|line| {
+        let Line { row, spreads, means, .. } = line;
         json!({ "variant": row.variant, "title": row.title, "figures": spreads, "means_of_tasks": means })
     });
     Ok(Report {
@@ -145,28 +161,23 @@ fn mean_of_tasks(result: &RunResult) -> f64 {
 }
 
 /// What each multi-task row gains on the single-task row above it, as sentences and as data.
-fn comparisons(
-    setting: &Setting,
-    rows: &[(&Row, Vec<RunResult>)],
-    seeds: usize,
-) -> anyhow::Result<(Vec<String>, Vec<Value>)> {
-    let single = rows.iter().rfind(|(row, _)| matches!(row.variant, Variant::Bert | Variant::StDnn));
+fn comparisons(setting: &Setting, lines: &[Line], seeds: usize) -> anyhow::Result<(Vec<String>, Vec<Value>)> {
+    let is_single = |line: &&Line| matches!(line.row.variant, Variant::Bert | Variant::StDnn);
     let (mut sentences, mut data) = (Vec::new(), Vec::new());
-    let Some((base, of_base)) = single else { return Ok((sentences, data)) };
-    for (row, results) in
-        rows.iter().filter(|(row, _)| matches!(row.variant, Variant::MtDnnNoFt | Variant::MtDnn))
-    {
-        let against = format!("single-task training ({})", base.title);
-        let differences = seeds::differences(results, of_base, &setting.bootstrap)?;
-        sentences.extend(differences.iter().map(|one| verdict(&row.title, &against, one, seeds)));
-        data.push(json!({ "of": row.title, "less": base.title, "differences": differences }));
+    let Some(base) = lines.iter().rfind(is_single) else { return Ok((sentences, data)) };
+    for line in lines.iter().filter(|line| !is_single(line)) {
+        let (title, base_title) = (&line.row.title, &base.row.title);
+        let against = format!("single-task training ({base_title})");
+        let differences = seeds::differences(&line.results, &base.results, &setting.bootstrap)?;
+        sentences.extend(differences.iter().map(|one| verdict(title, &against, one, seeds)));
+        data.push(json!({ "of": title, "less": base_title, "differences": differences }));
     }
     Ok((sentences, data))
 }
 
 /// The published rows of the tasks that the table has, if there are any.
-fn published_rows(spreads: &[Vec<Spread>]) -> Option<Part> {
-    let mut tasks: Vec<&str> = spreads.first()?.iter().map(|spread| spread.task.as_str()).collect();
+fn published_rows(lines: &[Line]) -> Option<Part> {
+    let mut tasks: Vec<&str> = lines.first()?.spreads.iter().map(|spread| spread.task.as_str()).collect();
     tasks.dedup();
     tasks.retain(|task| published::GLUE.iter().any(|row| row.figures.iter().any(|(known, _)| known == task)));
     if tasks.is_empty() {

@@ -203,11 +203,11 @@ fn panel(target: &str, cells: &[&Cell], results: &[RunResult]) -> Panel {
 
 /// The paper's table for those of the tasks that it has.
 fn published_table(targets: &[String]) -> Option<Part> {
-    let known = published::TABLE_4.iter().filter(|(task, ..)| targets.iter().any(|target| target == task));
+    let known = published::TABLE_4.iter().filter(|row| targets.iter().any(|target| target == row.task));
     let rows: Vec<Vec<String>> = known
-        .map(|(task, encoder, figures)| {
-            let cells = figures.iter().map(|(examples, value)| format!("{value:.1} ({examples})"));
-            [task, encoder].into_iter().map(|word| word.to_string()).chain(cells).collect()
+        .map(|row| {
+            let cells = row.figures.iter().map(|(examples, value)| format!("{value:.1} ({examples})"));
+            [row.task, row.encoder].map(String::from).into_iter().chain(cells).collect()
         })
         .collect();
     let titles = ["task", "encoder"].map(String::from).into_iter();

@@ -21,8 +21,7 @@ pub use subrun::{RunResult, SetResult, SubRun, model_of, perform, replace_file, 
 use anyhow::bail;
 
 use super::config::{EvalEvery, RunConfig};
-use crate::data::custom::HeadKind;
-use crate::data::{TaskEntry, TaskKind};
+use crate::data::{HeadKind, TaskEntry, TaskKind};
 
 /// A run of `tasks` as `config` describes it, in the directory `name` below the experiment's.
 fn sub_run(

@@ -86,13 +86,38 @@ pub const GLUE: [Row; 5] = [
     },
 ];
 
-/// Liu et al. 2019, table 4: dev accuracy of BERT-base and MT-DNN, the mean of five random samples. Task, encoder, and for
-/// 0.1, 1, 10 and 100 % the number of examples and the accuracy.
-pub const TABLE_4: [(&str, &str, [(usize, f64); 4]); 4] = [
-    ("snli", "BERT", [(549, 52.5), (5_493, 78.1), (54_936, 86.7), (549_367, 91.0)]),
-    ("snli", "MT-DNN", [(549, 82.1), (5_493, 85.2), (54_936, 88.4), (549_367, 91.5)]),
-    ("scitail", "BERT", [(23, 51.2), (235, 82.2), (2_359, 90.5), (23_596, 94.3)]),
-    ("scitail", "MT-DNN", [(23, 81.9), (235, 88.3), (2_359, 91.1), (23_596, 95.7)]),
+/// A row of [`TABLE_4`].
+pub struct Adaptation {
+    /// The task.
+    pub task: &'static str,
+    /// The encoder.
+    pub encoder: &'static str,
+    /// For each of the [`SHARES`] the number of examples and the accuracy.
+    pub figures: [(usize, f64); 4],
+}
+
+/// Liu et al. 2019, table 4: dev accuracy of BERT-base and MT-DNN, the mean of five random samples.
+pub const TABLE_4: [Adaptation; 4] = [
+    Adaptation {
+        task: "snli",
+        encoder: "BERT",
+        figures: [(549, 52.5), (5_493, 78.1), (54_936, 86.7), (549_367, 91.0)],
+    },
+    Adaptation {
+        task: "snli",
+        encoder: "MT-DNN",
+        figures: [(549, 82.1), (5_493, 85.2), (54_936, 88.4), (549_367, 91.5)],
+    },
+    Adaptation {
+        task: "scitail",
+        encoder: "BERT",
+        figures: [(23, 51.2), (235, 82.2), (2_359, 90.5), (23_596, 94.3)],
+    },
+    Adaptation {
+        task: "scitail",
+        encoder: "MT-DNN",
+        figures: [(23, 81.9), (235, 88.3), (2_359, 91.1), (23_596, 95.7)],
+    },
 ];
 
 /// The shares of [`TABLE_4`].
