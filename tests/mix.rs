@@ -69,7 +69,11 @@ fn training_draws_what_mix_has_printed() {
     }
     let ended = place.run(&["train", "--output", "run", "--resume", "--mix", "uniform"]);
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("kind was \"square-root\" and is now \"uniform\""), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("train.mix.batches_per_epoch was 10 and is now not set"),
+        "{}",
+        ended.stderr
+    );
     assert!(fs::read_to_string(place.path("run/config.toml")).unwrap().contains("[train.mix]"));
 }
 

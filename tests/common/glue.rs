@@ -75,8 +75,7 @@ pub fn tasks() -> Vec<TaskSpec> {
 /// A directory with a very small model of these tasks, its parameters drawn by `seed` and large enough that its answers
 /// differ.
 pub fn model(path: &Path, tasks: &[TaskSpec], seed: u64) {
-    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-    let tokenizer = Tokenizer::from_words(words.iter().chain(&WORDS).copied(), Default::default()).unwrap();
+    let tokenizer = Tokenizer::from_words(WORDS, Default::default()).unwrap();
     let config = BertConfig {
         vocab_size: tokenizer.vocab_size(),
         hidden_size: 16,

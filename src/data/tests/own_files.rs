@@ -218,7 +218,11 @@ fn entries_that_do_not_fit_together_are_errors() {
         ("query = 0\ntext_a = 0\nlabel = 1", "tsv", "query is not a column of this kind of task"),
         ("kind = \"ranking\"\ntext_a = 0", "tsv", "does not say which column is query"),
         ("text_a = 0\nlabel = 1", "parquet", "is none of .tsv, .csv, .jsonl, .txt"),
-        ("text_a = 0\nlabel = 1\nmetrics = [\"pearson\"]", "tsv", "these do: accuracy, f1, mcc"),
+        (
+            "text_a = 0\nlabel = 1\nmetrics = [\"pearson\"]",
+            "tsv",
+            "these do: accuracy, f1, f1-macro, f1-micro, auc, mcc",
+        ),
         ("text_a = 0\nlabel = 1\nmetrics = []", "tsv", "names no metric"),
         ("text_a = 0\nlabel = 1\ndropout = 1.0", "tsv", "dropout is 1, which is not in [0, 1)"),
         ("text_a = 0\nlabel = 1\nlabels = [\"x\"]", "tsv", "one label only"),

@@ -104,6 +104,8 @@ impl Answers {
                 match metric {
                     MetricKind::Accuracy => Some(metrics::accuracy(&predicted, &gold)),
                     MetricKind::F1 => Some(metrics::f1_among(*classes, &predicted, &gold)),
+                    MetricKind::F1Macro => Some(metrics::macro_f1(&predicted, &gold)),
+                    MetricKind::F1Micro => Some(metrics::micro_f1(&predicted, &gold)),
                     MetricKind::Mcc => Some(metrics::mcc(&predicted, &gold)),
                     _ => None,
                 }
@@ -165,7 +167,9 @@ mod tests {
             (TaskKind::Ranking, (0..12).map(|n| Label::Positive(n % 2)).collect(), [2, 4].repeat(6)),
         ];
         for (kind, labels, candidates) in cases {
-            let metrics = MetricKind::ALL.into_iter().filter(|metric| metric.kind() == kind).collect();
+            // The area under the curve needs scores, and answers are classes.
+            let known = |metric: &MetricKind| metric.kind() == kind && *metric != MetricKind::Auc;
+            let metrics = MetricKind::ALL.into_iter().filter(known).collect();
             let classes = if kind == TaskKind::Classification { 3 } else { 0 };
             let labels_of_task = (0..classes).map(|class: usize| class.to_string()).collect();
             let task = TaskSpec { metrics, labels: labels_of_task, ..TaskSpec::new("t", kind) };
