@@ -171,7 +171,7 @@ fn one_step_is_a_plain_classifier() {
     let mut ready = Ready::of_fixture("single", variants()[2].1.clone());
     let batch = all_pairs();
     let (answer, steps) = ready.answers(&batch);
-    assert_eq!(steps, std::slice::from_ref(answer));
+    assert_eq!(steps, std::slice::from_ref(&answer));
     let recorded = ready.model.encoding(false, CAPACITY);
     let hidden = ready.run(&recorded, &batch, &recorded.hidden_states).remove(0);
     let weights = tensors("san.safetensors");
