@@ -16,7 +16,7 @@ use serde_json::Value;
 fn with_files() -> Place {
     let place = Place::new();
     glue::test_files(&place.path("glue"));
-    glue::model(&place.path("all"), &glue::tasks(), 1);
+    glue::model(&place.path("all"), &glue::tasks(), 6);
     place
 }
 
