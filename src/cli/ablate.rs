@@ -1,6 +1,7 @@
 //! `ablate`: BERT, ST-DNN, and MT-DNN without and with fine-tuning.
 
 use clap::Args;
+use mtdnn_raw::train::config::EvalEvery;
 use mtdnn_raw::train::experiment::ablate::{self, Row, bert_is_st_dnn};
 use mtdnn_raw::train::experiment::config::Variant;
 use mtdnn_raw::train::experiment::seeds::{self, Spread};
@@ -111,8 +112,12 @@ fn report(setting: &Setting, lines: &[Line]) -> anyhow::Result<Report> {
     let titles =
         std::iter::once("dev".to_string()).chain(columns.clone()).chain(["mean of tasks".to_string()]);
     let listed: Vec<String> = setting.seeds.iter().map(u64::to_string).collect();
+    let chosen = match setting.config.train.eval {
+        EvalEvery::End => "last model",
+        _ => "best evaluation on the dev sets",
+    };
     let caption = format!(
-        "Mean and sample deviation over seeds {}, in points; every run by its best epoch on the dev sets.",
+        "Mean and sample deviation over seeds {}, in points; every run by its {chosen}.",
         listed.join(", ")
     );
     let table = lines.iter().map(row).collect();

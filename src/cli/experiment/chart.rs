@@ -72,7 +72,7 @@ pub(in crate::cli) struct Panel {
 pub(in crate::cli) fn curves(title: &str, x_title: &str, y_title: &str, panels: &[Panel]) -> String {
     const PANEL: f64 = 380.0;
     const HEIGHT: f64 = 400.0;
-    let (top, bottom) = (84.0, HEIGHT - 64.0);
+    let (top, bottom) = (94.0, HEIGHT - 64.0);
     let mut svg = begin(20.0 + PANEL * panels.len() as f64, HEIGHT, title);
     for (number, panel) in panels.iter().enumerate() {
         let left = 20.0 + PANEL * number as f64 + 48.0;
@@ -160,7 +160,7 @@ impl Axis {
         if low > high {
             (low, high) = (0.0, 1.0);
         }
-        let rough = ((high - low) / 5.0).max(1e-3);
+        let rough = ((high - low) / 5.0).max(0.1);
         let unit = 10f64.powf(rough.log10().floor());
         let step = unit
             * [1.0, 2.0, 5.0, 10.0].into_iter().find(|step| step * unit >= rough * 0.999).unwrap_or(10.0);
