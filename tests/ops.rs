@@ -13,7 +13,7 @@ use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Sizes, StepScalars};
 use mtdnn_raw::data::batch::Marked;
 use mtdnn_raw::data::san::{SanAttention, SanMemory};
-use mtdnn_raw::data::{Batch, MetricKind, Packing, SanSpec, TaskKind, TaskSpec};
+use mtdnn_raw::data::{Batch, MaskedOptions, MetricKind, Packing, SanSpec, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, HiddenAct, Model, ParameterTable, PretrainingModel, extents};
 use mtdnn_raw::tensor::{Extents, Program, Space, Span, TokenIndex, Var};
 
@@ -218,7 +218,7 @@ fn a_model_with_each_head_has_the_right_gradients() {
         for (number, task) in tasks.iter().enumerate() {
             // The first two heads answer each sequence by itself.
             let batch = match task.kind {
-                TaskKind::Ranking | TaskKind::Labelling | TaskKind::Span => batch.clone(),
+                TaskKind::Ranking | TaskKind::Labelling | TaskKind::Span | TaskKind::Masked => batch.clone(),
                 _ => Batch {
                     groups: vec![0, 1, 2, 3],
                     labels: vec![1, 0, 2],
@@ -228,6 +228,21 @@ fn a_model_with_each_head_has_the_right_gradients() {
             };
             check_model(&model, number, &parameters, &batch);
         }
+    }
+}
+
+#[test]
+fn a_model_of_masked_words_has_the_right_gradients_with_and_without_next_sentences() {
+    let batch = Batch { groups: vec![0, 1, 2, 3], labels: vec![1, 0, 1], ..three_sequences() };
+    for next_sentence in [true, false] {
+        let masked = Some(MaskedOptions { next_sentence, ..MaskedOptions::default() });
+        let task = TaskSpec { masked, ..TaskSpec::new("masked", TaskKind::Masked) };
+        let model = Model::new(&tiny_config(HiddenAct::Gelu), &[task]);
+        let named = |name: &str| model.parameters().parameters().iter().any(|one| one.name == name);
+        assert!(named("cls.predictions.transform.dense.weight") && named("cls.predictions.bias"));
+        assert_eq!(named("cls.seq_relationship.weight"), next_sentence);
+        assert_eq!(model.pools(0), next_sentence);
+        check_model(&model, 0, &parameters_of(model.parameters()), &batch);
     }
 }
 

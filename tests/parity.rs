@@ -96,7 +96,7 @@ impl ReferenceBatch {
                     (sequences.by_ref().take(size).collect(), Label::Positive(positive))
                 }))
             }
-            TaskKind::Labelling | TaskKind::Span => panic!("the reference has no {kind}"),
+            TaskKind::Labelling | TaskKind::Span | TaskKind::Masked => panic!("the reference has no {kind}"),
         }
     }
 

@@ -109,6 +109,9 @@ fn tasks(args: &DataArgs) -> anyhow::Result<Vec<TaskSpec>> {
         bail!("{}: it names no task", args.place.display());
     }
     let mut specs = prepare::tasks(&config)?;
+    for task in specs.extract_if(.., |task| task.masked.is_some()) {
+        eprintln!("task {}: it has raw text and no examples, and is not checked", task.name);
+    }
     if let Some(names) = &args.tasks {
         let mut wanted = Vec::new();
         for name in names.iter().map(|name| name.trim()) {

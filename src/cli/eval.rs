@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mtdnn_raw::data::{DataError, Dataset, Split, TaskSpec, cache, glue, reference};
+use mtdnn_raw::data::{
+    DataError, Dataset, MaskedOptions, MaskedText, Split, TaskSpec, cache, glue, reference,
+};
 use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, measure_steps};
+use mtdnn_raw::train::masked;
 use mtdnn_raw::train::prepare;
 use mtdnn_raw::train::run::TaskResult;
 use mtdnn_raw::train::trainer::mean_of_main_metrics;
@@ -198,6 +201,22 @@ impl<'a> Source<'a> {
         if found.kind != task.kind {
             bail!("task {}: it is {} in the model and {} in the data", task.name, task.kind, found.kind);
         }
+        if let (Some(trained), Some(found)) = (&task.masked, &found.masked) {
+            if found.dev_text.is_empty() {
+                return Ok(Vec::new());
+            }
+            // The text is the run file's; how it is read is the model's.
+            let text = MaskedText {
+                task: &task.name,
+                options: &MaskedOptions { dev_text: found.dev_text.clone(), ..trained.clone() },
+                tokenizer: &loaded.tokenizer,
+                vocabulary: Path::new("vocab.txt"),
+                max_length: loaded.max_length,
+                cache,
+            };
+            let set = text.dev(&mut |_, _, _| true)?.expect("nothing stops it");
+            return Ok(vec![("dev".to_string(), set)]);
+        }
         let spec = TaskSpec { files: found.files, soft: found.soft, ..task.clone() };
         let mut sets = Vec::new();
         for file in spec.files_of(Split::Dev) {
@@ -231,16 +250,20 @@ fn measure_task(
 ) -> anyhow::Result<Vec<TaskResult>> {
     let recorded = loaded
         .model
-        .inference(&[task], evaluation_capacity(sets.iter().map(|(_, set)| set), loaded.backend.line()));
+        .evaluation(task, evaluation_capacity(sets.iter().map(|(_, set)| set), loaded.backend.line()));
     loaded.reserve(&recorded)?;
     let spec = &loaded.model.tasks()[task];
     let mut results = Vec::new();
     for (split, set) in sets {
         eprintln!("measuring {} {split}: {} examples, {} tokens", spec.name, set.len(), set.ids.len());
-        let predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut *loaded.backend);
-        let logits = predictor.with_steps().logits(set, &|| false)?.expect("nothing stops it");
-        let metrics = measure(spec, set, &logits[0]);
-        let steps = measure_steps(spec, set, &logits[1..]);
+        let (metrics, steps) = if spec.masked.is_some() {
+            let metrics = masked::measure(spec, set, &recorded, &mut *loaded.backend, &|| false)?;
+            (metrics.expect("nothing stops it"), Vec::new())
+        } else {
+            let predictor = Predictor::new(&loaded.model, &[task], &recorded, &mut *loaded.backend);
+            let logits = predictor.with_steps().logits(set, &|| false)?.expect("nothing stops it");
+            (measure(spec, set, &logits[0]), measure_steps(spec, set, &logits[1..]))
+        };
         results.push(TaskResult {
             task: spec.name.clone(),
             evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics, steps },

@@ -143,6 +143,12 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
 
 /// What a line has to hold so that each of the tasks can answer it.
 fn wanted(tasks: &[TaskSpec]) -> Result<Wanted, Usage> {
+    if let Some(task) = tasks.iter().find(|task| task.kind == TaskKind::Masked) {
+        return Err(Usage(format!(
+            "--task {}: it is of masked words, which `mtdnn-raw fill` predicts",
+            task.name
+        )));
+    }
     for (kind, wanted, reads) in [
         (TaskKind::Ranking, Wanted::Candidates, "candidates"),
         (TaskKind::Labelling, Wanted::Words, "words"),

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::{Backend, Rule};
+use mtdnn_raw::data::TaskKind;
 use mtdnn_raw::nn::BertConfig;
 use mtdnn_raw::train::config::{ModelConfig, RunConfig, TrainConfig};
 use mtdnn_raw::train::run::{self, Outcome, TaskResult};
@@ -163,7 +164,9 @@ fn hint(config: &RunConfig, outcome: &Outcome, sample: bool) {
         eprintln!("  echo 'the film was not dull .' | mtdnn-raw predict --model {model} --task sentiment");
         eprintln!("  mtdnn-raw train --help    your own tasks, or GLUE's on a pretrained encoder");
     } else {
-        let task = config.tasks.first().map_or("TASK", |task| task.name.as_str());
+        // Of masked words nothing is predicted.
+        let task = config.tasks.iter().find(|task| task.kind != Some(TaskKind::Masked));
+        let task = task.map_or("TASK", |task| task.name.as_str());
         eprintln!("  mtdnn-raw predict --model {model} --task {task} FILE");
         eprintln!("  mtdnn-raw encode --model {model} FILE --output vectors.safetensors");
     }

@@ -2,7 +2,9 @@
 
 use super::batching::Batching;
 use super::dataset::{Dataset, Label};
+use super::masking::{Masking, Predictions};
 use super::packing::Packing;
+use crate::random::Random;
 
 /// The longest sequence and the largest number of sequences in a batch: a place has 16 bits for each.
 pub const MAX_SEQUENCE: usize = 1 << 16;
@@ -52,7 +54,8 @@ pub struct Marked {
     pub rows: Vec<u32>,
     /// `sequence << 16 | position`. [predictions]
     pub places: Vec<u32>,
-    /// The class of each word; [`NO_LABEL`] where it is not known or tokens have none. [predictions]
+    /// The class of each word, the id of a hidden one; [`NO_LABEL`] where it is not known or tokens have none.
+    /// [predictions]
     pub classes: Vec<u32>,
     /// Where each example's tokens start, and the end of the last. [examples + 1]
     pub groups: Vec<u32>,
@@ -150,6 +153,33 @@ impl Batch {
         }
         self.mark(dataset, examples);
         self.order.extend(0..self.ids.len() as u32);
+        self.sort();
+    }
+
+    /// Hides tokens of a batch without marks whose examples are one sequence each, and marks them: what stood there is
+    /// their class. `predictions` is for its memory.
+    ///
+    /// # Panics
+    /// If an example has several sequences.
+    pub fn hide(&mut self, masking: &Masking, random: &mut Random, predictions: &mut Predictions) {
+        assert_eq!(self.examples(), self.sequences(), "an example of several sequences");
+        let Marked { rows, places, classes, groups, .. } = &mut self.marked;
+        for sequence in 0..self.starts.len() {
+            let (start, end) = (self.starts[sequence], self.ends[sequence]);
+            let of_sequence = start as usize..end as usize;
+            let second = self.types[of_sequence.clone()].partition_point(|&kind| kind == 0) as u32;
+            masking.hide(random, &mut self.ids[of_sequence], second, predictions);
+            for hidden in &predictions.chosen {
+                rows.push(start + hidden.position);
+                places.push((sequence as u32) << 16 | hidden.position);
+                classes.push(hidden.id);
+            }
+            groups[sequence + 1] = rows.len() as u32;
+        }
+        self.sort();
+    }
+
+    fn sort(&mut self) {
         let ids = &self.ids;
         self.order.sort_unstable_by_key(|&row| (ids[row as usize], row));
     }

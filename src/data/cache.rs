@@ -354,7 +354,19 @@ fn load(path: &Path, key: &[u8; 32]) -> io::Result<(Dataset, Skipped)> {
     let first = (!message.is_empty()).then_some(message);
     let passages = if passages.is_empty() { Vec::new() } else { serde_json::from_slice(&passages)? };
     let (truncated, dropped, soft) = (head.truncated, head.dropped, Vec::new());
-    let dataset = Dataset { ids, offsets, second, groups, labels, soft, truncated, dropped, marks, passages };
+    let dataset = Dataset {
+        ids,
+        offsets,
+        second,
+        groups,
+        labels,
+        soft,
+        truncated,
+        dropped,
+        marks,
+        passages,
+        masking: None,
+    };
     Ok((dataset, Skipped { count: head.skipped, first }))
 }
 

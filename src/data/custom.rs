@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::glue;
+use super::masked::MaskedOptions;
 use super::reference;
 use super::san::SanSpec;
 use super::soft::{SoftLabels, SoftSource};
@@ -84,6 +85,19 @@ pub struct TaskEntry {
     /// Span: by how much the score of no answer must exceed the best answer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_threshold: Option<f32>,
+    /// Masked: files and folders of raw text to train on, a sentence a line and a blank line between documents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<Vec<PathBuf>>,
+    /// Masked: files and folders of raw text to measure on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dev_text: Option<Vec<PathBuf>>,
+    /// Masked: whether texts are pairs of which the second may follow the first, which is learnt as well; they are if not
+    /// said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_sentence: Option<bool>,
+    /// Masked: the share of tokens that is to be guessed; 0.15 if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_share: Option<f64>,
     /// The classes in order; if not said, those of the train file, sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
@@ -170,6 +184,7 @@ impl TaskEntry {
         let mut spec = match (&self.task_def, self.known()?) {
             (Some(definition), _) => self.defined(definition)?,
             (None, Some(spec)) => spec,
+            (None, None) if self.kind == Some(TaskKind::Masked) => self.masked()?,
             (None, None) => self.own()?,
         };
         if let Some(metrics) = &self.metrics {
@@ -197,6 +212,7 @@ impl TaskEntry {
             return Err(self.wrong(format!("{key} is for ranking, this is {}", spec.kind)));
         }
         self.no_span_options(spec.kind)?;
+        self.no_masked_options(spec.kind)?;
         spec.gamma = self.gamma.unwrap_or(spec.gamma);
         spec.relevance = self.relevance.unwrap_or(spec.relevance);
         if self.batch_size == Some(0) {
@@ -357,6 +373,61 @@ impl TaskEntry {
         }
     }
 
+    /// A task of masked words, which has raw text in place of files of examples.
+    fn masked(&self) -> Result<TaskSpec, DataError> {
+        let given = [
+            ("data", self.data.is_some()),
+            ("train", self.train.is_some()),
+            ("dev", self.dev.is_some()),
+            ("test", self.test.is_some()),
+            ("header", self.header.is_some()),
+            ("labels", self.labels.is_some()),
+            ("dropout", self.dropout.is_some()),
+            ("head", self.head.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key);
+        if let Some(key) = given.chain(self.named_columns().into_iter().map(|(key, _)| key)).next() {
+            return Err(
+                self.wrong(format!("{key} means nothing to masked; its text is named by text and dev_text"))
+            );
+        }
+        if let Some(known) = glue::find(&self.name) {
+            return Err(self.wrong(format!("{known} is the name of a known task; give this one another")));
+        }
+        let text = self.text.clone().unwrap_or_default();
+        if text.is_empty() {
+            return Err(
+                self.wrong("there is no text to train on; name text, a list of files and folders".into())
+            );
+        }
+        let default = MaskedOptions::default();
+        let options = MaskedOptions {
+            mask_share: self.mask_share.unwrap_or(default.mask_share),
+            next_sentence: self.next_sentence.unwrap_or(default.next_sentence),
+            text,
+            dev_text: self.dev_text.clone().unwrap_or_default(),
+        };
+        let mut spec = TaskSpec::new(self.name.clone(), TaskKind::Masked);
+        spec.metrics.retain(|&metric| options.next_sentence || metric != MetricKind::NextAccuracy);
+        Ok(TaskSpec { masked: Some(options), ..spec })
+    }
+
+    /// Refuses options that another kind of task would not read.
+    fn no_masked_options(&self, kind: TaskKind) -> Result<(), DataError> {
+        let given = [
+            ("text", self.text.is_some()),
+            ("dev_text", self.dev_text.is_some()),
+            ("next_sentence", self.next_sentence.is_some()),
+            ("mask_share", self.mask_share.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) if kind != TaskKind::Masked => {
+                Err(self.wrong(format!("{key} is for tasks of kind masked, this is {kind}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn own(&self) -> Result<TaskSpec, DataError> {
         let kind = self.kind.unwrap_or(if self.candidates.is_some() || self.group.is_some() {
             TaskKind::Ranking
@@ -509,6 +580,7 @@ fn extensions(kind: TaskKind) -> &'static [&'static str] {
     match kind {
         TaskKind::Span => &["json"],
         TaskKind::Labelling => &["conll", "jsonl", "tsv", "csv", "txt"],
+        TaskKind::Masked => &[],
         TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {
             &["tsv", "csv", "jsonl", "txt"]
         }

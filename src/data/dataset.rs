@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::MAX_SEQUENCE;
 use super::marks::Marks;
+use super::masking::Masking;
 use super::task::Texts;
 
 /// One example as it was read: text and label.
@@ -146,6 +147,8 @@ pub struct Dataset {
     pub marks: Marks,
     /// The text and gold answers of each question, where spans are to be measured; else none. [examples]
     pub passages: Vec<Passage>,
+    /// How tokens are hidden in each batch, where they are: see [`masked`](super::masked).
+    pub masking: Option<Masking>,
 }
 
 /// What an answer is cut from and measured against.
@@ -217,7 +220,7 @@ impl Dataset {
 
     /// The set of these examples in this order. What was cut is counted no more.
     pub fn select(&self, examples: &[u32]) -> Dataset {
-        let mut selected = Dataset::new();
+        let mut selected = Dataset { masking: self.masking.clone(), ..Dataset::new() };
         let width = self.soft_width();
         for &example in examples {
             let example = example as usize;
@@ -232,8 +235,13 @@ impl Dataset {
         selected
     }
 
-    /// The number of marked tokens of an example, over all its sequences: the rows that a head reads.
+    /// The number of marked tokens of an example, over all its sequences: the rows that a head reads. Where tokens are
+    /// hidden in the batch, the most there can be.
     pub fn marked_of(&self, example: usize) -> usize {
+        if let Some(masking) = &self.masking {
+            let sequences = self.sequences_of(example);
+            return sequences.map(|sequence| masking.most_of(self.sequence(sequence).len())).sum();
+        }
         let marks = self.sequences_of(example).flat_map(|sequence| self.marks.of(sequence));
         marks.filter(|&mark| self.marks.is_read(mark)).count()
     }
@@ -254,6 +262,7 @@ impl Dataset {
         (self.truncated, self.dropped) = (0, 0);
         self.marks = Marks::default();
         self.passages.clear();
+        self.masking = None;
     }
 
     /// Appends a sequence to the example that is being built.

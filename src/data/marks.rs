@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::batch::NO_LABEL;
 use super::dataset::{Dataset, Label};
+use super::masking::Prediction;
 use super::task::{TaskKind, TaskSpec};
 
 /// Stands for the position of a word that was cut off: it is not read, and counts as answered wrongly.
@@ -12,7 +13,8 @@ const CUT: u32 = u32::MAX;
 /// Positions within the sequences of a set, flat: sequence `s` has `of(s)`. A set of other tasks has none.
 ///
 /// For labelling a mark is a word's first token and has a class; for spans it is a token that may begin or end an
-/// answer (`[CLS]` first where there may be none) and has its place in the text, unless it is only trained on.
+/// answer (`[CLS]` first where there may be none) and has its place in the text, unless it is only trained on. For masked
+/// words it is a hidden token, and its class the id that stood there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Marks {
     /// Where each sequence's marks start, and the end of the last; empty if there are none. [sequences + 1]
@@ -67,6 +69,13 @@ impl Marks {
             self.positions.push(position);
             self.places.extend(place);
         }
+        self.finish();
+    }
+
+    /// Marks the hidden tokens of the next sequence.
+    pub fn push_hidden(&mut self, hidden: &[Prediction]) {
+        self.positions.extend(hidden.iter().map(|token| token.position));
+        self.classes.extend(hidden.iter().map(|token| token.id));
         self.finish();
     }
 

@@ -9,7 +9,7 @@ use crate::random::Random;
 
 /// How tokens are hidden. Of the chosen ones 80 % become `[MASK]`, 10 % any token of the vocabulary, special ones
 /// included, and 10 % stay what they are; of a whole word each piece has a draw of its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Masking {
     share: f64,
     most: usize,
@@ -87,10 +87,11 @@ impl Masking {
 
     /// The most predictions that a sequence of at most `length` tokens can get.
     pub fn most_of(&self, length: usize) -> usize {
-        ((self.share * length as f64).ceil() as usize).min(length.saturating_sub(3)).min(self.most).max(1)
+        ((self.share * length as f64).ceil() as usize).min(length.saturating_sub(2)).min(self.most).max(1)
     }
 
-    /// Hides tokens of `[CLS] A [SEP] B [SEP]`, where B begins at `second`, and writes down what they were.
+    /// Hides tokens of `[CLS] A [SEP] B [SEP]`, where B begins at `second`, or of `[CLS] A [SEP]`, where `second` is its
+    /// length, and writes down what they were.
     ///
     /// The number of predictions is the share of all tokens, special ones included, rounded up or down by a draw so that
     /// its mean is exact; BERT rounds to the nearest, which makes 14.84 % of 128 tokens. It is at least 1. Whole words

@@ -46,11 +46,17 @@ pub enum MetricKind {
     ExactMatch,
     /// Mean F1 of the words of the answer, against the most like of the gold answers.
     SpanF1,
+    /// Share of masked words whose logit is the largest.
+    MaskedAccuracy,
+    /// Share of pairs that are rightly told to follow one another or not.
+    NextAccuracy,
+    /// The exponential of the mean loss of masked words: the better the smaller, 1 at best.
+    Perplexity,
 }
 
 impl MetricKind {
     /// All of them.
-    pub const ALL: [MetricKind; 17] = [
+    pub const ALL: [MetricKind; 20] = [
         MetricKind::Accuracy,
         MetricKind::F1,
         MetricKind::F1Macro,
@@ -68,6 +74,9 @@ impl MetricKind {
         MetricKind::TokenAccuracy,
         MetricKind::ExactMatch,
         MetricKind::SpanF1,
+        MetricKind::MaskedAccuracy,
+        MetricKind::NextAccuracy,
+        MetricKind::Perplexity,
     ];
 
     /// Its name in reports, run files and `mtdnn.json`.
@@ -90,6 +99,9 @@ impl MetricKind {
             MetricKind::TokenAccuracy => "token-accuracy",
             MetricKind::ExactMatch => "exact-match",
             MetricKind::SpanF1 => "span-f1",
+            MetricKind::MaskedAccuracy => "masked-accuracy",
+            MetricKind::NextAccuracy => "next-accuracy",
+            MetricKind::Perplexity => "perplexity",
         }
     }
 
@@ -108,6 +120,9 @@ impl MetricKind {
                 TaskKind::Labelling
             }
             MetricKind::ExactMatch | MetricKind::SpanF1 => TaskKind::Span,
+            MetricKind::MaskedAccuracy | MetricKind::NextAccuracy | MetricKind::Perplexity => {
+                TaskKind::Masked
+            }
         }
     }
 }

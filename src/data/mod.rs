@@ -29,6 +29,7 @@
 //! | [`instances`] | an epoch of sentence pairs, half of them with a random second |
 //! | [`masking`] | which tokens of a pair are to be guessed, and what stands in their place |
 //! | [`masked_batch`] | the packed arrays of a pre-training step |
+//! | [`masked`] | the sets of a task of masked words, which is trained beside others |
 
 pub mod batch;
 pub mod batching;
@@ -42,6 +43,7 @@ pub mod glue;
 pub mod instances;
 mod mapped;
 pub mod marks;
+pub mod masked;
 pub mod masked_batch;
 pub mod masking;
 mod metric_kind;
@@ -74,6 +76,7 @@ pub use custom::{HeadKind, TaskEntry};
 pub use dataset::{Answer, Dataset, Example, Label, Passage, Text};
 pub use error::DataError;
 pub use instances::{Instance, Pass};
+pub use masked::{MaskedOptions, MaskedText};
 pub use masked_batch::MaskedBatch;
 pub use masking::Masking;
 pub use packing::Packing;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, list};
+use super::masked::MaskedOptions;
 pub use super::metric_kind::MetricKind;
 use super::san::SanSpec;
 use super::soft::SoftLabels;
@@ -27,6 +28,9 @@ pub enum TaskKind {
     /// Where in a text the answer to a question stands: the mean of two softmaxes over the text's tokens, one for the
     /// answer's first token and one for its last (Devlin et al. 2018, section 4.2).
     Span,
+    /// The words that stand behind the masks of raw text, and whether its second part follows the first: cross-entropy
+    /// over the vocabulary and over yes and no (Devlin et al. 2018, section 3.1).
+    Masked,
 }
 
 impl TaskKind {
@@ -41,6 +45,9 @@ impl TaskKind {
                 vec![EntityF1, Precision, Recall, TokenAccuracy]
             }
             TaskKind::Span => vec![MetricKind::SpanF1, MetricKind::ExactMatch],
+            TaskKind::Masked => {
+                vec![MetricKind::MaskedAccuracy, MetricKind::NextAccuracy, MetricKind::Perplexity]
+            }
         }
     }
 
@@ -49,9 +56,9 @@ impl TaskKind {
         matches!(self, TaskKind::Classification | TaskKind::Labelling)
     }
 
-    /// Whether the head reads marked tokens instead of the pooled vector.
+    /// Whether the head reads marked tokens instead of the pooled vector, or beside it.
     pub fn reads_tokens(self) -> bool {
-        matches!(self, TaskKind::Labelling | TaskKind::Span)
+        matches!(self, TaskKind::Labelling | TaskKind::Span | TaskKind::Masked)
     }
 }
 
@@ -63,6 +70,7 @@ impl fmt::Display for TaskKind {
             TaskKind::Ranking => "ranking",
             TaskKind::Labelling => "labelling",
             TaskKind::Span => "span",
+            TaskKind::Masked => "masked",
         })
     }
 }
@@ -110,6 +118,9 @@ pub struct TaskSpec {
     /// How texts are cut and answers are chosen; `None` unless the kind is [`TaskKind::Span`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<SpanOptions>,
+    /// What is hidden of its text; `None` unless the kind is [`TaskKind::Masked`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masked: Option<MaskedOptions>,
     /// Examples of its training batches at most, in place of the run's number.
     #[serde(skip)]
     pub batch_size: Option<usize>,
@@ -162,12 +173,14 @@ impl TaskSpec {
             texts: None,
             labels: Vec::new(),
             metrics: kind.default_metrics(),
-            dropout: DROPOUT,
+            // The head for masked words has none (Devlin et al. 2018).
+            dropout: if kind == TaskKind::Masked { 0.0 } else { DROPOUT },
             gamma: one(),
             relevance: Relevance::Identity,
             shares: None,
             san: None,
             span: (kind == TaskKind::Span).then(SpanOptions::default),
+            masked: (kind == TaskKind::Masked).then(MaskedOptions::default),
             batch_size: None,
             soft: None,
             files: Vec::new(),
@@ -190,7 +203,8 @@ impl TaskSpec {
         match self.kind {
             TaskKind::Classification | TaskKind::Labelling => self.labels.len(),
             TaskKind::Regression | TaskKind::Ranking => 1,
-            TaskKind::Span => 2,
+            // Of masked words the next sentence alone: yes and no.
+            TaskKind::Span | TaskKind::Masked => 2,
         }
     }
 
@@ -228,6 +242,7 @@ impl TaskSpec {
         if let Some(span) = &self.span {
             span.validate().map_err(|reason| DataError::Task { task: self.name.clone(), reason })?;
         }
+        self.validate_masked().or_else(wrong)?;
         self.validate_san().or_else(wrong)?;
         if self.labels.len() == 1 {
             return wrong(format!("it has one label only, {:?}; two or more are needed", self.labels[0]));
@@ -265,6 +280,20 @@ pub fn entity_tag(label: &str) -> Option<(char, &str)> {
 }
 
 impl TaskSpec {
+    /// Masked words are measured by what is hidden, and the main metric is a share.
+    fn validate_masked(&self) -> Result<(), String> {
+        let Some(masked) = &self.masked else { return Ok(()) };
+        if self.metrics[0] == MetricKind::Perplexity {
+            return Err("perplexity is no share, the better the larger, as the main metric has to be; name \
+                        masked-accuracy first"
+                .to_string());
+        }
+        if !masked.next_sentence && self.metrics.contains(&MetricKind::NextAccuracy) {
+            return Err("next-accuracy measures next sentences, and next_sentence is false".to_string());
+        }
+        masked.problem().map_or(Ok(()), Err)
+    }
+
     /// A stochastic answer network reads two texts and answers with a class.
     fn validate_san(&self) -> Result<(), String> {
         let Some(san) = &self.san else { return Ok(()) };

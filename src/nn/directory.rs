@@ -242,7 +242,7 @@ fn heads_of(model: &Model) -> Heads {
 
 /// Reads a model's parameters into `values`, the flat parameter buffer.
 ///
-/// Encoder tensors must be there. The pooler, and heads of tasks that the directory's `mtdnn.json` does not
+/// Encoder tensors must be there. The pooler, the heads of masked words and next sentences, and heads of tasks that the directory's `mtdnn.json` does not
 /// describe in the same way, are initialised from `seed` where they are missing; with `all` that is an error.
 pub fn load_parameters(
     directory: &Path,
@@ -278,7 +278,7 @@ pub fn load_parameters(
         .map(|parameter| Expected {
             name: parameter.name.clone(),
             shape: parameter.shape.clone(),
-            required: all || !parameter.name.starts_with("pooler."),
+            required: all || !(parameter.name.starts_with("pooler.") || is_pretraining_head(&parameter.name)),
         })
         .collect();
     load(directory, model.parameters(), &asked, &expected, &fresh, seed, values)
@@ -335,7 +335,8 @@ fn load(
     Ok(Loaded { report, initialised })
 }
 
-/// Writes a whole model directory's files into `directory`, which exists.
+/// Writes a whole model directory's files into `directory`, which exists. With a task of masked words `transformers` loads
+/// it as `BertForPreTraining` as well.
 pub fn save(
     directory: &Path,
     model: &Model,
@@ -343,7 +344,9 @@ pub fn save(
     max_length: usize,
     values: &[f32],
 ) -> Result<(), DirectoryError> {
-    model.config().save(&directory.join(CONFIG), "BertModel")?;
+    let pretrains = model.parameters().parameters().iter().any(|one| is_pretraining_head(&one.name));
+    let architecture = if pretrains { "BertForPreTraining" } else { "BertModel" };
+    model.config().save(&directory.join(CONFIG), architecture)?;
     tokenizer.save(directory)?;
     let description = Description {
         format: FORMAT,
@@ -355,7 +358,10 @@ pub fn save(
     let path = directory.join(DESCRIPTION);
     let text = serde_json::to_string_pretty(&description).expect("plain data") + "\n";
     fs::write(&path, text).map_err(|source| DirectoryError::Write { path, source })?;
-    save_weights(directory, model.parameters(), values, str::to_string)
+    save_weights(directory, model.parameters(), values, |name| match pretrains {
+        true if !name.starts_with("heads.") => name_beside_heads(name),
+        _ => name.to_string(),
+    })
 }
 
 /// Writes the files of an encoder with pre-training heads into `directory`, which exists.
@@ -370,9 +376,12 @@ pub fn save_pretraining(
 ) -> Result<(), DirectoryError> {
     model.config().save(&directory.join(CONFIG), "BertForPreTraining")?;
     tokenizer.save(directory)?;
-    save_weights(directory, model.parameters(), values, |name| {
-        if is_pretraining_head(name) { name.to_string() } else { format!("bert.{name}") }
-    })
+    save_weights(directory, model.parameters(), values, name_beside_heads)
+}
+
+/// A tensor's name beside heads of pre-training: theirs as it is, the encoder's with `bert.`.
+fn name_beside_heads(name: &str) -> String {
+    if is_pretraining_head(name) { name.to_string() } else { format!("bert.{name}") }
 }
 
 fn save_weights(

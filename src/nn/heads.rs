@@ -1,7 +1,9 @@
 //! The task heads (Liu et al. 2019, section 3): dropout, then a linear map, of the pooled vector or of marked tokens; or a
-//! stochastic answer network on all tokens.
+//! stochastic answer network on all tokens, or BERT's own head for masked words.
 
 use super::bert::{Linear, Picked};
+use super::config::BertConfig;
+use super::masked::Masked;
 use super::parameters::ParameterTable;
 use super::san::{Memory, San};
 use crate::data::{Relevance, TaskKind, TaskSpec};
@@ -23,6 +25,8 @@ enum Form {
     /// A linear map, and the function on its outputs.
     Linear(Linear, Activation),
     San(Box<San>),
+    /// It has losses of its own, and no answers that are kept.
+    Masked(Box<Masked>),
 }
 
 /// What the heads of a program read; what none of them reads is not recorded.
@@ -97,39 +101,55 @@ impl Answers {
 
 impl Head {
     /// Enters the head's parameters into the table: `heads.<task>.weight` and `heads.<task>.bias`, or those of a
-    /// stochastic answer network.
-    pub fn new(table: &mut ParameterTable, task: &TaskSpec, hidden: usize, deviation: f32) -> Self {
+    /// stochastic answer network; those of masked words are BERT's, `cls.`.
+    pub fn new(table: &mut ParameterTable, task: &TaskSpec, config: &BertConfig) -> Self {
+        let (hidden, deviation) = (config.hidden_size, config.initializer_range as f32);
         let name = format!("heads.{}", task.name);
         let outputs = task.outputs();
-        let form = match &task.san {
-            None => {
+        let form = match (&task.san, &task.masked) {
+            (None, Some(options)) => Form::Masked(Box::new(Masked::new(table, options, config))),
+            (None, None) => {
                 let activation = match task.relevance {
                     Relevance::Identity => Activation::Identity,
                     Relevance::Sigmoid => Activation::Sigmoid,
                 };
                 Form::Linear(Linear::new(table, &name, hidden, outputs, deviation), activation)
             }
-            Some(options) => Form::San(Box::new(San::new(table, &name, options, hidden, outputs, deviation))),
+            (Some(options), _) => {
+                Form::San(Box::new(San::new(table, &name, options, hidden, outputs, deviation)))
+            }
         };
         Self { kind: task.kind, dropout: task.dropout, gamma: task.gamma, form }
     }
 
-    /// What it reads of the encoder.
-    pub fn reads(&self) -> Reads {
-        match self.form {
-            Form::San(_) => Reads::Tokens,
-            Form::Linear(..) if self.kind.reads_tokens() => Reads::Marks,
-            Form::Linear(..) => Reads::Pooled,
+    /// Whether it reads this of the encoder.
+    pub fn reads(&self, what: Reads) -> bool {
+        match (&self.form, what) {
+            (Form::Masked(masked), Reads::Pooled) => masked.pools(),
+            (Form::San(_), what) => what == Reads::Tokens,
+            (Form::Linear(..), Reads::Pooled) => !self.kind.reads_tokens(),
+            (Form::Linear(..) | Form::Masked(_), what) => what == Reads::Marks && self.kind.reads_tokens(),
+        }
+    }
+
+    /// The head of masked words, if it is one.
+    pub(super) fn masked(&self) -> Option<&Masked> {
+        match &self.form {
+            Form::Masked(masked) => Some(masked),
+            Form::Linear(..) | Form::San(_) => None,
         }
     }
 
     /// Records the head; relevances with `g` applied.
+    ///
+    /// # Panics
+    /// If it is that of masked words, whose logits are too many to be kept: [`Masked::record`].
     pub(super) fn answer(&self, tape: &mut Tape, reading: &Reading) -> Answer {
         match &self.form {
             Form::Linear(linear, activation) => {
-                let (vectors, keys) = match self.reads() {
-                    Reads::Marks => (reading.marked, Some(reading.marks.places)),
-                    _ => (reading.pooled, None),
+                let (vectors, keys) = match self.kind.reads_tokens() {
+                    true => (reading.marked, Some(reading.marks.places)),
+                    false => (reading.pooled, None),
                 };
                 let site = tape.dropout_site(self.dropout);
                 let dropped = tape.drop(vectors.expect("what the head reads was recorded"), keys, site);
@@ -141,6 +161,7 @@ impl Head {
                 let (logits, steps) = san.record(tape, memory, self.dropout);
                 Answer { logits, steps }
             }
+            Form::Masked(_) => panic!("masked words are measured, not answered"),
         }
     }
 
@@ -153,6 +174,7 @@ impl Head {
             TaskKind::Ranking => tape.ranking(logits, answers.groups, answers.positives, self.gamma),
             TaskKind::Labelling => tape.cross_entropy(logits, answers.classes),
             TaskKind::Span => tape.ranking(logits, answers.token_groups, answers.spans, 1.0),
+            TaskKind::Masked => panic!("masked words have losses of their own"),
         }
     }
 }

@@ -5,6 +5,7 @@ mod config;
 pub mod directory;
 mod heads;
 mod inputs;
+mod masked;
 mod model;
 mod parameters;
 mod pretraining;

@@ -6,6 +6,7 @@ use super::bert::{Bert, Picked};
 use super::config::BertConfig;
 use super::heads::{Answer, Answers, Head, Reading, Reads};
 use super::inputs::{Inputs, marks, token_index};
+use super::masked::MaskedAnswer;
 use super::parameters::ParameterTable;
 use super::san::Memory;
 use super::soft;
@@ -31,7 +32,7 @@ pub struct Recorded {
     /// The planned computation.
     pub program: Program,
     /// The loss `[1, 1]` in training, else each asked task's logits `[sequences, outputs]`, or `[predictions, outputs]`
-    /// where its head reads marked tokens.
+    /// where its head reads marked tokens; of masked words what [`Model::evaluation`] says.
     pub outputs: Vec<Var>,
     /// For each asked task the logits of each step of its stochastic answer network, `[sequences, outputs]`; of other
     /// heads, and in training, none.
@@ -55,12 +56,11 @@ impl Model {
         let bert = Bert::new(config, &mut parameters);
         parameters.align();
         let encoder = 0..parameters.len();
-        let deviation = config.initializer_range as f32;
         let mut heads = Vec::new();
         for task in tasks {
             heads.push(task.shares.is_none().then(|| {
                 let start = parameters.len();
-                let head = Head::new(&mut parameters, task, config.hidden_size, deviation);
+                let head = Head::new(&mut parameters, task, config);
                 parameters.align();
                 (head, start..parameters.len())
             }));
@@ -99,9 +99,10 @@ impl Model {
         self.bert.pooler_range()
     }
 
-    /// Whether a task's answer goes by the pooler. A stochastic answer network's does not, nor that of words or spans.
+    /// Whether a task's answer goes by the pooler. A stochastic answer network's does not, nor that of words or spans; that
+    /// of masked words does if next sentences are told.
     pub fn pools(&self, task: usize) -> bool {
-        self.head(task).reads() == Reads::Pooled
+        self.head(task).reads(Reads::Pooled)
     }
 
     /// The elements of the flat buffers that belong to a task's own head, if it has one.
@@ -118,9 +119,15 @@ impl Model {
         let answers = Answers::record(&mut tape, self.tasks[task].outputs());
         let sequence_keys = sequence_keys(&mut tape);
         let reading = self.read(&mut tape, index, sequence_keys, &[task]);
-        let Answer { logits, .. } = self.head(task).answer(&mut tape, &reading);
-        let hard = self.head(task).loss(&mut tape, logits, &answers);
-        let loss = soft::with_soft_labels(&mut tape, &self.tasks[task], logits, hard, &answers);
+        let head = self.head(task);
+        let loss = match head.masked() {
+            Some(masked) => masked.record(&mut tape, &self.bert, &reading, &answers).total,
+            None => {
+                let Answer { logits, .. } = head.answer(&mut tape, &reading);
+                let hard = head.loss(&mut tape, logits, &answers);
+                soft::with_soft_labels(&mut tape, &self.tasks[task], logits, hard, &answers)
+            }
+        };
         let program = Program::training(tape, &[loss], scale, accumulate, capacity);
         Recorded {
             program,
@@ -135,7 +142,36 @@ impl Model {
         }
     }
 
+    /// What a task is measured by: its answers, as [`Model::inference`] has them; of masked words their mean loss and the
+    /// share that is right, both `[1, 1]`, and the logits of yes and no, `[sequences, 2]`, where next sentences are told.
+    pub fn evaluation(&self, task: usize, capacity: Extents) -> Recorded {
+        let Some(masked) = self.head(task).masked() else { return self.inference(&[task], capacity) };
+        let mut tape = Tape::new(Mode::Inference).with_precision(self.precision);
+        let index = token_index(&mut tape);
+        let answers = Answers::record(&mut tape, self.tasks[task].outputs());
+        let sequence_keys = sequence_keys(&mut tape);
+        let reading = self.read(&mut tape, index, sequence_keys, &[task]);
+        let MaskedAnswer { loss, accuracy, next, .. } =
+            masked.record(&mut tape, &self.bert, &reading, &answers);
+        let outputs: Vec<Var> = [loss, accuracy].into_iter().chain(next).collect();
+        let program = Program::inference(tape, &outputs, capacity);
+        Recorded {
+            program,
+            outputs,
+            steps: Vec::new(),
+            hidden_states: Vec::new(),
+            pooled: None,
+            index,
+            sequence_keys: Some(sequence_keys),
+            marks: Some(reading.marks),
+            answers: Some(answers),
+        }
+    }
+
     /// The answers of several tasks from one pass of the encoder.
+    ///
+    /// # Panics
+    /// If one of them is of masked words.
     pub fn inference(&self, tasks: &[usize], capacity: Extents) -> Recorded {
         let mut tape = Tape::new(Mode::Inference).with_precision(self.precision);
         let index = token_index(&mut tape);
@@ -163,7 +199,7 @@ impl Model {
     /// Records the encoder for the heads of `tasks`: the last layer for the tokens alone that one of them reads.
     fn read(&self, tape: &mut Tape, index: TokenIndex, sequence_keys: Var, tasks: &[usize]) -> Reading {
         let marks = marks(tape);
-        let reads = |what| tasks.iter().any(|&task| self.head(task).reads() == what);
+        let reads = |what| tasks.iter().any(|&task| self.head(task).reads(what));
         let (pooled, of_marks) = (reads(Reads::Pooled), reads(Reads::Marks));
         let memory = reads(Reads::Tokens).then(|| {
             let layers = self.bert.encode(tape, index);
@@ -242,7 +278,7 @@ impl Recorded {
         self.marks
     }
 
-    /// What the loss is measured against, in a training program.
+    /// What the loss is measured against, where there is one.
     pub fn answers(&self) -> Option<&Answers> {
         self.answers.as_ref()
     }

@@ -1,29 +1,21 @@
 //! BERT with its two pre-training heads (Devlin et al. 2018, section 3.1): masked words and next sentence.
 
-use super::bert::{Bert, Linear, Norm, Picked};
+use super::bert::{Bert, Picked};
 use super::config::BertConfig;
 use super::inputs::{Inputs, token_index};
+use super::masked::{NextSentence, Words};
 use super::model::extents;
-use super::parameters::{Init, ParameterTable};
+use super::parameters::ParameterTable;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, MaskedBatch};
-use crate::tensor::{
-    Activation, DType, Dropout, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var,
-};
-
-/// Columns of logits that exist at a time. The loss of BERT-base's 614 masked words, both ways, took 274, 279 and 271 ms
-/// with blocks of 1024, 2048 and 4096 on two cores with AVX-512: nothing but memory depends on it.
-const VOCABULARY_BLOCK: usize = 2048;
+use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
 
 /// The shape of an encoder with pre-training heads; its numbers lie in a backend's parameter buffer.
 #[derive(Clone, Debug)]
 pub struct PretrainingModel {
     bert: Bert,
-    transform: Linear,
-    norm: Norm,
-    /// The offset of the output bias, `[vocabulary]`.
-    bias: usize,
-    next_sentence: Linear,
+    words: Words,
+    next_sentence: NextSentence,
     parameters: ParameterTable,
     precision: Precision,
 }
@@ -72,14 +64,10 @@ impl PretrainingModel {
     pub fn new(config: &BertConfig) -> Self {
         let mut parameters = ParameterTable::default();
         let bert = Bert::new(config, &mut parameters);
-        let (hidden, deviation) = (config.hidden_size, config.initializer_range as f32);
-        let table = &mut parameters;
-        let transform = Linear::new(table, "cls.predictions.transform.dense", hidden, hidden, deviation);
-        let norm = Norm::new(table, "cls.predictions.transform.LayerNorm", hidden);
-        let bias = table.add("cls.predictions.bias", &[config.vocab_size], Init::Zeros);
-        let next_sentence = Linear::new(table, "cls.seq_relationship", hidden, 2, deviation);
+        let words = Words::new(&mut parameters, config);
+        let next_sentence = NextSentence::new(&mut parameters, config);
         parameters.align();
-        Self { bert, transform, norm, bias, next_sentence, parameters, precision: Precision::F32 }
+        Self { bert, words, next_sentence, parameters, precision: Precision::F32 }
     }
 
     /// The same model, whose programs compute in `precision`.
@@ -119,9 +107,7 @@ impl PretrainingModel {
         let mut tape = self.tape(Mode::Inference);
         let inputs = PretrainingInputs::record(&mut tape);
         let [masked] = self.bert.encode_picked(&mut tape, inputs.index, [inputs.masked]);
-        let transformed = self.transform(&mut tape, masked, inputs.masked.places);
-        let (words, bias) = self.decoder(&mut tape);
-        let logits = tape.linear(transformed, words, bias, Activation::Identity);
+        let logits = self.words.logits(&mut tape, &self.bert, masked, inputs.masked.places);
         RecordedFilling { program: Program::inference(tape, &[logits], capacity), logits, inputs }
     }
 
@@ -131,12 +117,9 @@ impl PretrainingModel {
         let PretrainingInputs { index, masked: picked, words: labels, next } = inputs;
         let [first, masked] = self.bert.encode_picked(&mut tape, index, [Picked::first(index), picked]);
         let pooled = self.bert.pool(&mut tape, first);
-        let next_logits = self.next_sentence.record(&mut tape, pooled, Activation::Identity);
-        let next_loss = tape.cross_entropy(next_logits, next);
-        let transformed = self.transform(&mut tape, masked, picked.places);
-        let (words, bias) = self.decoder(&mut tape);
+        let [next_loss, next_logits] = self.next_sentence.loss(&mut tape, pooled, next);
         let [masked_loss, masked_accuracy] =
-            tape.vocabulary_loss(transformed, words, bias, labels, VOCABULARY_BLOCK);
+            self.words.loss(&mut tape, &self.bert, masked, picked.places, labels);
         let outputs = Outputs { masked_loss, next_loss, masked_accuracy, next_logits };
         let program = plan(tape, &outputs);
         RecordedPretraining { program, masked_loss, next_loss, masked_accuracy, next_logits, inputs }
@@ -144,20 +127,6 @@ impl PretrainingModel {
 
     fn tape(&self, mode: Mode) -> Tape {
         Tape::new(mode).with_precision(self.precision)
-    }
-
-    /// What stands between the encoder and the decoder: `[predictions, hidden]`.
-    fn transform(&self, tape: &mut Tape, masked: Var, keys: Var) -> Var {
-        let config = self.bert.config();
-        let hidden = self.transform.record(tape, masked, config.hidden_act.activation());
-        let off = Dropout::new(0.0, 0);
-        self.norm.record(tape, hidden, None, off, keys, config)
-    }
-
-    /// The map to the vocabulary: the word embedding itself, and a bias of its own.
-    fn decoder(&self, tape: &mut Tape) -> (Var, Var) {
-        let bias = tape.parameter("cls.predictions.bias", self.bias, 1, self.bert.config().vocab_size);
-        (self.bert.word_table(tape), bias)
     }
 }
 

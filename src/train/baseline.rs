@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{entities, metrics};
+use super::{entities, masked, metrics};
 use crate::data::MetricKind::{
     Accuracy, AccuracyAt1, Auc, F1, F1Macro, F1Micro, Map, Mcc, Mrr, Pearson, Spearman,
 };
@@ -12,7 +12,8 @@ use crate::data::{Dataset, Label, TaskKind, TaskSpec};
 ///
 /// Classes: the most frequent one of the training set (of the measured set where there is none). Scores: their mean,
 /// which correlates with nothing. Ranking: an order drawn at random, in expectation. Labels of words: the most frequent
-/// one for each. Spans: no answer to any question, which is right where there is none.
+/// one for each. Spans: no answer to any question, which is right where there is none. Masked
+/// words: how often each is hidden in the measured set.
 pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
     match task.kind {
         TaskKind::Labelling => {
@@ -26,6 +27,7 @@ pub fn baseline(task: &TaskSpec, train: &Dataset, set: &Dataset) -> Vec<f64> {
             let share = without as f64 / set.passages.len().max(1) as f64;
             return vec![share; task.metrics.len()];
         }
+        TaskKind::Masked => return masked::baseline(task, set),
         TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {}
     }
     let known = if train.is_empty() { set } else { train };

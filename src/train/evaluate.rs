@@ -22,7 +22,7 @@ pub struct Evaluation {
     pub split: String,
     /// The number of examples measured.
     pub examples: usize,
-    /// The task's metrics, the main one first. Shares and correlations, at most 1.
+    /// The task's metrics, the main one first. Shares and correlations, at most 1, but for a perplexity.
     pub metrics: Vec<(MetricKind, f64)>,
     /// The accuracy of each step of a stochastic answer network by itself, where it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -133,6 +133,7 @@ pub fn measure(task: &TaskSpec, dataset: &Dataset, logits: &[f32]) -> Vec<(Metri
     match task.kind {
         TaskKind::Labelling => return entities::measure(task, dataset, &labels(dataset, logits, outputs)),
         TaskKind::Span => return spans::measure(task, dataset, logits),
+        TaskKind::Masked => panic!("masked words are measured without logits: masked::measure"),
         TaskKind::Classification | TaskKind::Regression | TaskKind::Ranking => {}
     }
     let mut classes = Vec::new();

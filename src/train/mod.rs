@@ -14,6 +14,7 @@
 //! | `groups` | what of the parameters an update takes together |
 //! | [`schedule`] | the learning rate of every update |
 //! | [`evaluate`], [`metrics`] | predictions of whole sets, and the figures made of them |
+//! | [`masked`] | the figures of masked words, whose logits are not kept |
 //! | [`baseline`] | the figures that a model has to beat |
 //! | [`probe`] | linear models on frozen vectors |
 //! | [`checkpoint`], [`store`] | what is saved, and how a directory is saved whole or not at all |
@@ -34,6 +35,7 @@ mod groups;
 mod keeper;
 pub mod lock;
 pub mod log;
+pub mod masked;
 pub mod metrics;
 pub mod mix;
 pub mod monitor;

@@ -10,7 +10,10 @@ use super::monitor::{Event, Monitor};
 use super::trainer::TaskData;
 use crate::data::marks::Marks;
 use crate::data::soft::{self, SoftLabels, SoftSource};
-use crate::data::{Dataset, Example, Passage, Split, TaskEntry, TaskSpec, Tokenizer, cache, reader, sample};
+use crate::data::{
+    Dataset, Example, MaskedOptions, MaskedText, Passage, Split, TaskEntry, TaskSpec, Tokenizer, cache,
+    reader, sample,
+};
 use crate::nn::directory::{self, DirectoryError, Loaded};
 use crate::nn::{BertConfig, ParameterTable};
 use crate::random::Random;
@@ -40,7 +43,16 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
         if tasks.iter().any(|task| task.name == spec.name) {
             bail!("task {:?} is named twice; give each [[task]] a name of its own", spec.name);
         }
-        if spec.shares.is_none() && spec.files_of(Split::Train).next().is_none() {
+        if spec.masked.is_some()
+            && let Some(other) = tasks.iter().find(|task| task.masked.is_some())
+        {
+            let (one, two) = (&other.name, &spec.name);
+            bail!(
+                "tasks {one:?} and {two:?} are both of masked words, and a model has one head for them; leave one out, or \
+                 give one of them the text of both"
+            );
+        }
+        if spec.masked.is_none() && spec.shares.is_none() && spec.files_of(Split::Train).next().is_none() {
             match &entry.data {
                 Some(folder) => bail!(
                     "task {:?}: there is no file to train on in {}; put it there, or leave the task out",
@@ -200,7 +212,11 @@ pub fn data(
         }
     } else {
         for task in &mut tasks {
-            match task_data(task, tokenizer, max_length, cache, monitor)? {
+            let sets = match &task.masked {
+                Some(options) => masked_data(config, &task.name, options, tokenizer, cache, monitor)?,
+                None => task_data(task, tokenizer, max_length, cache, monitor)?,
+            };
+            match sets {
                 Some(sets) => data.push(sets),
                 None => return Ok(None),
             }
@@ -258,6 +274,37 @@ fn task_data(
     }
     temper(task, &mut sets.train);
     Ok(Some(sets))
+}
+
+/// The sets of a task of masked words.
+fn masked_data(
+    config: &RunConfig,
+    task: &str,
+    options: &MaskedOptions,
+    tokenizer: &Tokenizer,
+    cache: Option<&Path>,
+    monitor: &mut dyn Monitor,
+) -> anyhow::Result<Option<TaskData>> {
+    let max_length = config.train.max_length;
+    if max_length < 5 {
+        bail!("--max-length {max_length}: too short for the texts of task {task}; give 5 or more");
+    }
+    let vocabulary = config.model.init.as_deref().or(config.model.vocabulary.as_deref());
+    let vocabulary = vocabulary.unwrap_or(Path::new("vocab.txt"));
+    let text = MaskedText { task, options, tokenizer, vocabulary, max_length, cache };
+    let mut progress = |path: &Path, done, total| {
+        monitor.tell(Event::Tokenising { path, done, total });
+        !monitor.stop()
+    };
+    let Some(train) = text.train(config.seed, &mut progress)? else { return Ok(None) };
+    let mut dev = Vec::new();
+    if !options.dev_text.is_empty() {
+        match text.dev(&mut progress)? {
+            Some(set) => dev.push(("dev".to_string(), set)),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(TaskData { train, dev }))
 }
 
 /// Leaves of a training set the part that its task is to be trained on, drawn from `seed`.

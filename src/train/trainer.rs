@@ -14,11 +14,14 @@ use super::error::TrainError;
 use super::error::with_what_fits;
 use super::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, training_capacity};
 use super::groups::{Part, idle};
+use super::masked;
 use super::mix;
 use super::schedule::Schedule;
 use crate::backend::{Backend, Group, Optimizer, Sizes, StepScalars, Ticket};
+use crate::data::masked::hiding;
+use crate::data::masking::Predictions;
 use crate::data::sampler::{Epoch, Sampler};
-use crate::data::{Batch, Capacity, Dataset};
+use crate::data::{Batch, Capacity, Dataset, MetricKind};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Program, Space, Span};
 
@@ -151,6 +154,8 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     epoch: Epoch,
     batch: Batch,
+    /// For the memory of what is hidden.
+    predictions: Predictions,
     parts: Vec<Part>,
     groups: Vec<Group>,
     /// The tasks of the batches whose gradients are being summed.
@@ -198,7 +203,7 @@ impl<'a> Trainer<'a> {
             .enumerate()
             .map(|(task, sets)| {
                 let capacity = evaluation_capacity(sets.dev.iter().map(|(_, set)| set), line);
-                (!sets.dev.is_empty()).then(|| model.inference(&[task], capacity))
+                (!sets.dev.is_empty()).then(|| model.evaluation(task, capacity))
             })
             .collect();
         let programs = steps.iter().map(|step| &step.program);
@@ -227,6 +232,7 @@ impl<'a> Trainer<'a> {
             window: Vec::with_capacity(config.accumulation as usize),
             queued: VecDeque::with_capacity(backend.steps_ahead() + 1),
             batch: Batch::with_capacity(capacity, line),
+            predictions: Predictions::with_capacity(positions),
             config: config.clone(),
             seed,
             model,
@@ -389,7 +395,11 @@ impl<'a> Trainer<'a> {
             let len = self.model.parameters().len();
             self.backend.clear(Span { space: Space::Gradients, offset: 0, len })?;
         }
-        self.batch.fill(&self.data[task].train, examples);
+        let train = &self.data[task].train;
+        self.batch.fill(train, examples);
+        if let Some(masking) = &train.masking {
+            self.batch.hide(masking, &mut hiding(self.seed, self.progress.step), &mut self.predictions);
+        }
         let recorded = &self.steps[trained];
         let extents = extents(&self.batch);
         recorded.write(self.backend, &self.batch)?;
@@ -455,16 +465,14 @@ impl<'a> Trainer<'a> {
     fn evaluate(&mut self, observer: &mut dyn Observer) -> anyhow::Result<bool> {
         let mut evaluations = Vec::new();
         for (task, sets) in self.data.iter().enumerate() {
-            let Some(recorded) = &self.evaluations[task] else { continue };
-            let mut predictor = Predictor::new(self.model, &[task], recorded, self.backend);
+            if self.evaluations[task].is_none() {
+                continue;
+            }
             for (split, dataset) in &sets.dev {
                 observer.measuring(task, split, dataset);
-                let Some(logits) = predictor.logits(dataset, &|| observer.stop())? else { return Ok(false) };
-                if let Some(&value) = logits[0].iter().find(|logit| !logit.is_finite()) {
-                    let step = self.progress.step;
-                    return Err(self.not_finite("answer to a dev example", task, step, value).into());
-                }
-                let metrics = measure(&self.model.tasks()[task], dataset, &logits[0]);
+                let Some(metrics) = self.figures(task, dataset, &|| observer.stop())? else {
+                    return Ok(false);
+                };
                 let (split, examples) = (split.clone(), dataset.len());
                 evaluations.push(Evaluation { task, split, examples, metrics, steps: Vec::new() });
             }
@@ -480,6 +488,33 @@ impl<'a> Trainer<'a> {
             self.progress.evaluations_since_best += 1;
         }
         Ok(true)
+    }
+
+    /// The metrics of a dev set; `None` where `stop` says so.
+    fn figures(
+        &mut self,
+        task: usize,
+        dataset: &Dataset,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<(MetricKind, f64)>>, TrainError> {
+        let recorded = self.evaluations[task].as_ref().expect("a task with dev sets");
+        let spec = &self.model.tasks()[task];
+        let (metrics, odd) = if spec.masked.is_some() {
+            let Some(metrics) = masked::measure(spec, dataset, recorded, self.backend, stop)? else {
+                return Ok(None);
+            };
+            let odd = metrics.iter().map(|&(_, value)| value as f32).find(|value| !value.is_finite());
+            (metrics, odd)
+        } else {
+            let mut predictor = Predictor::new(self.model, &[task], recorded, self.backend);
+            let Some(logits) = predictor.logits(dataset, stop)? else { return Ok(None) };
+            let odd = logits[0].iter().copied().find(|logit| !logit.is_finite());
+            (measure(spec, dataset, &logits[0]), odd)
+        };
+        match odd {
+            Some(value) => Err(self.not_finite("answer to a dev example", task, self.progress.step, value)),
+            None => Ok(Some(metrics)),
+        }
     }
 
     fn is_evaluation_due(&self) -> bool {

@@ -32,7 +32,7 @@ pub fn task(name: &str, kind: TaskKind, classes: usize) -> TaskSpec {
     let labels = match kind {
         TaskKind::Classification => (0..classes).map(|class| format!("class {class}")).collect(),
         TaskKind::Labelling => (0..classes).map(|class| format!("label {class}")).collect(),
-        TaskKind::Regression | TaskKind::Ranking | TaskKind::Span => Vec::new(),
+        TaskKind::Regression | TaskKind::Ranking | TaskKind::Span | TaskKind::Masked => Vec::new(),
     };
     TaskSpec { labels, dropout: 0.0, ..TaskSpec::new(name, kind) }
 }
@@ -69,7 +69,9 @@ pub fn lesson(kind: TaskKind, count: usize, seed: u64) -> Dataset {
             let second = |candidate| (candidate == positive).then_some(4);
             ((0..candidates).map(|c| sequence(second(c))).collect(), Label::Positive(positive))
         }
-        TaskKind::Labelling | TaskKind::Span => panic!("{kind} is learnt from text: tests/token_tasks.rs"),
+        TaskKind::Labelling | TaskKind::Span | TaskKind::Masked => {
+            panic!("{kind} is learnt from text: tests/token_tasks.rs and tests/masked_task.rs")
+        }
     }))
 }
 

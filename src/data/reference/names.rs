@@ -103,7 +103,7 @@ const ENCODERS: [(&str, Meaning<()>); 13] = [
 ];
 
 const SPANS: &str = "spans are read from SQuAD's own JSON, by a task of kind span in a run file";
-const MASKED: &str = "masked words are not read from these files; pretrain reads raw text";
+const MASKED: &str = "masked words are not read from these files; pretrain, and a task of kind masked in a run file, read raw text";
 const GENERATION: &str = "an encoder generates no text";
 const CLUE: &str = "CLUE's files are not read; write the task in another layout";
 const BETWEEN: &str =

@@ -186,7 +186,7 @@ impl Line<'_> {
                     .map(Label::Score)
                     .ok_or_else(|| self.wrong("label", format!("is {value}, not a number")))
             }
-            TaskKind::Labelling | TaskKind::Span => Err(self.wrong(
+            TaskKind::Labelling | TaskKind::Span | TaskKind::Masked => Err(self.wrong(
                 "label",
                 format!("of token ids is not read for {}; give the text, as .tsv", self.spec.kind),
             )),

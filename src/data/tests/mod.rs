@@ -1,6 +1,7 @@
 //! Tests of the floor as a whole: files in, examples out.
 
 mod any_bytes;
+mod masked;
 mod own_files;
 mod pretraining;
 mod qnli;

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::{Prepared, initial_parameters, prepare};
 use crate::backend::{Backend, Sizes};
+use crate::data::masked::hiding;
+use crate::data::masking::Predictions;
 use crate::data::{Batch, Batching, Dataset};
 use crate::nn::{Model, Recorded, extents};
 use crate::tensor::{Precision, Space, Span};
@@ -34,7 +36,8 @@ pub fn compare(
     let mut reports = Vec::new();
     for (task, sets) in data.iter().enumerate().filter(|(_, sets)| !sets.train.is_empty()) {
         // Both run the batch as the other lays it out.
-        let batch = first_examples(&sets.train, &config.train.batching(&tasks[task])?, other.line());
+        let batch =
+            first_examples(&sets.train, &config.train.batching(&tasks[task])?, other.line(), config.seed);
         let recorded = |precision: Precision| {
             model.clone().with_precision(precision).training(task, extents(&batch), 1.0, false)
         };
@@ -48,11 +51,14 @@ pub fn compare(
     Ok(reports)
 }
 
-fn first_examples(dataset: &Dataset, batching: &Batching, line: usize) -> Batch {
+fn first_examples(dataset: &Dataset, batching: &Batching, line: usize, seed: u64) -> Batch {
     let mut batch = Batch::new(line);
     let examples: Vec<u32> = (0..dataset.len() as u32).collect();
     let first = batching.cut(dataset, &examples).swap_remove(0);
     batch.fill(dataset, &examples[first]);
+    if let Some(masking) = &dataset.masking {
+        batch.hide(masking, &mut hiding(seed, 0), &mut Predictions::default());
+    }
     batch
 }
 
