@@ -23,7 +23,7 @@ Examples:
       the same tasks, mixed otherwise
   mtdnn-raw mix --data glue --init bert-base-uncased --batch-size 0 --batch-tokens 4096 --bucket 1600 --json";
 
-/// Say what each epoch of a run will draw of each task, and train nothing.
+/// Say what each epoch of a run will draw of each task, and train nothing; flags of how steps are computed do nothing here.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct MixArgs {
