@@ -85,6 +85,35 @@ fn a_run_on_its_files_is_measured_resumed_and_answers() {
     place.ok(&["predict", "--model", "run/last", "--task", "mood", "in.txt"]);
 }
 
+/// The loss of a run's first batch.
+fn first_loss(place: &Place) -> f64 {
+    let lines = json_lines(place.path("run/metrics.jsonl"));
+    lines.iter().find_map(|line| line["loss"].as_f64()).unwrap()
+}
+
+#[test]
+fn soft_labels_of_token_lines_are_trained_on() {
+    let place = reference_place();
+    let train = |softlabel: &str| {
+        let lines = fs::read_to_string(place.path("canonical/tiny_lower/who_dev.json")).unwrap();
+        place.write(
+            "canonical/tiny_lower/who_train.json",
+            lines.replace("\"uid\"", &format!("{softlabel}\"uid\"")),
+        );
+        let _ = fs::remove_dir_all(place.path("run"));
+        let ended = place.ok(&[&TRAIN[..], &["--tasks", "who", "--epochs", "1"]].concat());
+        (first_loss(&place), ended.stderr)
+    };
+    let (hard, said) = train("");
+    assert!(!said.contains("softlabel"), "{said}");
+    let (soft, said) = train("\"softlabel\": [0.5, 0.25, 0.25], ");
+    assert!(
+        said.contains("trained on the softlabel of its lines beside their labels (hard_weight = 0.5"),
+        "{said}"
+    );
+    assert!((hard - soft).abs() > 1e-4, "{hard} with and without");
+}
+
 #[test]
 fn tasks_are_named_by_their_data_sets_too() {
     let place = reference_place();

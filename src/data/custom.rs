@@ -239,7 +239,17 @@ impl TaskEntry {
     }
 
     fn soft_labels(&self, spec: &TaskSpec) -> Result<Option<SoftLabels>, DataError> {
+        let named = [
+            ("soft_labels", self.soft_labels.is_some()),
+            ("soft", self.soft.is_some()),
+            ("votes", self.votes.is_some()),
+        ];
+        let found = spec.soft.as_ref().map(|soft| &soft.source);
+        if let (Some(_), Some((key, _))) = (found, named.iter().find(|(_, named)| *named)) {
+            return Err(self.wrong(format!("its train file has a softlabel a line; leave {key} out")));
+        }
         let source = match (&self.soft_labels, &self.soft, &self.votes) {
+            (None, None, None) if found.is_some() => SoftSource::TokenLines,
             (Some(path), None, None) => SoftSource::File(path.clone()),
             (None, Some(columns), None) => SoftSource::Weights(columns.columns().to_vec()),
             (None, None, Some(columns)) if columns.is_empty() => {

@@ -272,6 +272,13 @@ fn task_data(
         monitor.tell(Event::Reading { path });
         sets.train.soft = soft::file::read(path, task, &train_examples(task)?)?;
     }
+    if let Some(SoftLabels { source: SoftSource::TokenLines, hard_weight, temperature }) = task.soft {
+        monitor.tell(Event::Note(&format!(
+            "task {}: trained on the softlabel of its lines beside their labels (hard_weight = {hard_weight}, \
+             temperature = {temperature})",
+            task.name
+        )));
+    }
     temper(task, &mut sets.train);
     Ok(Some(sets))
 }

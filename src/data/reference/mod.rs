@@ -13,6 +13,7 @@ pub(super) mod tokens;
 use std::path::Path;
 
 use super::error::{DataError, list, nearest_name};
+use super::soft::{SoftLabels, SoftSource};
 use super::task::{Split, TaskSpec};
 use definition::Definition;
 
@@ -32,6 +33,9 @@ pub fn task(path: &Path, name: &str, data: &Path) -> Result<TaskSpec, DataError>
     })?;
     let mut spec = definition.spec(path)?;
     spec.files = files::find(definition, data)?;
+    if tokens::have_soft_labels(&spec)? {
+        spec.soft = Some(SoftLabels::new(&spec.name, spec.kind, SoftSource::TokenLines, None, None)?);
+    }
     Ok(spec)
 }
 

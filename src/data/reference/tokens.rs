@@ -1,5 +1,5 @@
 //! JSON lines of token ids, as MT-DNN's preprocessing leaves them: `uid`, `label`, `token_id`, `type_id` and
-//! `attention_mask`; for ranking, lists of these, one a candidate.
+//! `attention_mask`; for ranking, lists of these, one a candidate. A `softlabel` beside them is what a teacher answers.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,8 @@ use crate::data::dataset::{Dataset, Label};
 use crate::data::error::DataError;
 use crate::data::reader::Skipped;
 use crate::data::rows::{Place, Row, Rows};
-use crate::data::task::{SourceFile, TaskKind, TaskSpec};
+use crate::data::soft::{self, SoftLabels, SoftSource};
+use crate::data::task::{Columns, SourceFile, Split, TaskKind, TaskSpec};
 use crate::data::tokenizer::Tokenizer;
 
 /// A file of token ids as a set of examples, whose ids are checked against the vocabulary and taken as they are. What is
@@ -41,28 +42,47 @@ pub(super) fn parse(
     let mut row = Row::default();
     let mut dataset = Dataset::new();
     let mut skipped = Skipped::default();
-    let mut soft_labels = 0_u64;
+    let mut not_read = 0_u64;
     while rows.next(&mut row)? {
         if row.is_blank() {
             skipped.add(file, row.line, "a blank line");
             continue;
         }
         let line = Line { file, spec, tokenizer, max_length, row: &row };
-        soft_labels += u64::from(line.find("softlabel").is_some());
         let candidates = line.sequences(&mut dataset)?;
         let label = line.label(candidates)?;
         dataset.finish_example(label);
+        match line.find("softlabel") {
+            Some(_) if file.split != Split::Train => not_read += 1,
+            soft_label => dataset.soft.extend(line.soft(soft_label, candidates)?),
+        }
     }
     if dataset.is_empty() {
         let skipped = (skipped.count > 0).then(|| skipped.to_string());
         return Err(DataError::Empty { path: file.path.clone(), skipped });
     }
     let mut notes = Vec::new();
-    if soft_labels > 0 {
+    if not_read > 0 {
         let path = file.path.display();
-        notes.push(format!("{path}: {soft_labels} lines have a softlabel, which is not read"));
+        notes.push(format!("{path}: {not_read} lines have a softlabel, which is read of train files alone"));
     }
     Ok(Prepared { dataset, skipped, notes })
+}
+
+/// Whether the first line that a task trains on has a soft label; then each has to have one.
+pub(super) fn have_soft_labels(spec: &TaskSpec) -> Result<bool, DataError> {
+    let file = spec.files_of(Split::Train).find(|file| matches!(file.columns, Columns::Tokens { .. }));
+    let Some(file) = file.filter(|_| !spec.kind.reads_tokens()) else { return Ok(false) };
+    let input = BufReader::new(File::open(&file.path).map_err(DataError::read(&file.path))?);
+    let mut rows = Rows::new(file, input)?;
+    let mut row = Row::default();
+    while rows.next(&mut row)? {
+        if !row.is_blank() {
+            let soft_label = row.value(&Place::Key("softlabel".to_string()));
+            return Ok(soft_label.is_ok_and(|value| !value.is_null()));
+        }
+    }
+    Ok(false)
 }
 
 /// One line of a file.
@@ -202,6 +222,45 @@ impl Line<'_> {
                 class.map(Label::Class).ok_or_else(|| self.wrong("label", reason()))
             }
         }
+    }
+
+    /// The numbers of the line's soft label: probabilities of the classes or candidates, or a score; none where the task
+    /// has no soft labels.
+    fn soft(&self, value: Option<&Value>, candidates: usize) -> Result<Vec<f32>, DataError> {
+        let wrong = |reason: String| self.wrong("softlabel", reason);
+        let source = self.spec.soft.as_ref().map(|SoftLabels { source, .. }| source);
+        let wanted = self.file.split == Split::Train && source == Some(&SoftSource::TokenLines);
+        let value = match (value, wanted) {
+            (Some(value), true) => value,
+            (None, false) => return Ok(Vec::new()),
+            (None, true) => {
+                return Err(wrong("is missing, and the first line has one; give one to all or none".into()));
+            }
+            (Some(_), false) => {
+                return Err(wrong("is here, and the first line has none; give one to all or none".into()));
+            }
+        };
+        let number = |value: &Value| {
+            let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+            number.ok_or_else(|| wrong(format!("holds {value}, not a number")))
+        };
+        let list = value.as_array();
+        if self.spec.kind == TaskKind::Regression {
+            return match list.map(Vec::as_slice) {
+                None => Ok(vec![number(value)?]),
+                Some([score]) => Ok(vec![number(score)?]),
+                Some(list) => Err(wrong(format!("has {} numbers, where one score is due", list.len()))),
+            };
+        }
+        let list = list.ok_or_else(|| wrong(format!("is {value}, not a list of probabilities")))?;
+        let numbers = list.iter().map(number).collect::<Result<Vec<_>, _>>()?;
+        let width = if self.spec.kind == TaskKind::Ranking { candidates } else { self.spec.labels.len() };
+        soft::file::check_probabilities(&numbers, self.spec.kind, width).map_err(|reason| {
+            wrong(format!(
+                "is no distribution: {reason} (it holds what a teacher's softmax gives, no logits)"
+            ))
+        })?;
+        Ok(numbers)
     }
 
     fn numbers(&self, key: &str, value: &Value) -> Result<Vec<u32>, DataError> {

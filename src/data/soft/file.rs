@@ -231,8 +231,18 @@ fn check_line(soft: Soft, spec: &TaskSpec, width: usize) -> Result<Vec<f32>, Str
         (Soft::Score(_), _) => return Err("a number where a list of probabilities is due".into()),
         (Soft::Probabilities(numbers), _) => numbers,
     };
+    check_probabilities(&numbers, spec.kind, width)?;
+    Ok(numbers)
+}
+
+/// Checks that there are `width` probabilities, which sum to one.
+pub(in crate::data) fn check_probabilities(
+    numbers: &[f32],
+    kind: TaskKind,
+    width: usize,
+) -> Result<(), String> {
     if numbers.len() != width {
-        let what = if spec.kind == TaskKind::Ranking { "candidates" } else { "labels" };
+        let what = if kind == TaskKind::Ranking { "candidates" } else { "labels" };
         return Err(format!("{} probabilities for {width} {what}", numbers.len()));
     }
     if let Some(number) = numbers.iter().find(|number| !(0.0..=1.0).contains(*number)) {
@@ -242,7 +252,7 @@ fn check_line(soft: Soft, spec: &TaskSpec, width: usize) -> Result<Vec<f32>, Str
     if (sum - 1.0).abs() > SUM {
         return Err(format!("the probabilities sum to {sum:.4}, not to 1"));
     }
-    Ok(numbers)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Soft labels: a distribution over a task's answers for each example, to train on beside the label.
 //!
-//! They come from a teacher, by a file that `predict --soft` writes ([`file`]), or from the data file itself, by
-//! annotators' votes or weights ([`columns`]).
+//! They come from a teacher, by a file that `predict --soft` writes ([`file`]) or beside token ids in MT-DNN's own files,
+//! or from the data file itself, by annotators' votes or weights ([`columns`]).
 
 pub mod columns;
 pub mod file;
@@ -29,6 +29,8 @@ pub struct SoftLabels {
 pub enum SoftSource {
     /// In a file with a line for each example of the train file.
     File(PathBuf),
+    /// In the train file itself, as `softlabel` of each line of token ids (see [`reference`](super::reference)).
+    TokenLines,
     /// In columns of the data file: numbers, one column for each label, or a key of JSON with all.
     Weights(Vec<Column>),
     /// In columns of the data file: each holds the label that one annotator gave, or nothing.
@@ -36,10 +38,10 @@ pub enum SoftSource {
 }
 
 impl SoftSource {
-    /// The columns of the data file, if they are there.
+    /// The columns of the data file that are named, if any are.
     pub fn columns(&self) -> Option<&[Column]> {
         match self {
-            SoftSource::File(_) => None,
+            SoftSource::File(_) | SoftSource::TokenLines => None,
             SoftSource::Weights(columns) | SoftSource::Votes(columns) => Some(columns),
         }
     }
@@ -49,7 +51,7 @@ impl SoftSource {
 /// arXiv 1904.09482, section 3.2), nothing beside votes, which hold them already.
 fn default_hard_weight(source: &SoftSource) -> f32 {
     match source {
-        SoftSource::File(_) => 0.5,
+        SoftSource::File(_) | SoftSource::TokenLines => 0.5,
         SoftSource::Weights(_) | SoftSource::Votes(_) => 0.0,
     }
 }

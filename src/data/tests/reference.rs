@@ -7,6 +7,7 @@ use crate::data::custom::{HeadKind, TaskEntry};
 use crate::data::dataset::{Example, Label, Text};
 use crate::data::error::DataError;
 use crate::data::san::SanSpec;
+use crate::data::soft::SoftSource;
 use crate::data::task::{MetricKind, Split, TaskKind, TaskSpec, Texts};
 use crate::data::tokenizer::{Normalization, Tokenizer};
 use crate::data::{reader, reference};
@@ -289,9 +290,6 @@ fn token_ids_are_taken_as_they_are() {
     assert_eq!((&cut.ids[..], cut.second[0], cut.truncated), (&[2, 5, 3, 6, 3][..], 3, 1));
     let score = r#"{"label": 5.0, "token_id": [2, 5, 3], "type_id": [0, 0, 0]}"#;
     assert_eq!(tokens(SCORES, score, 16).unwrap().dataset.labels, [Label::Score(5.0)]);
-    let soft = r#"{"label": 0, "token_id": [2, 5, 3], "type_id": [0, 0, 0], "softlabel": [0.1, 0.9]}"#;
-    let notes = tokens(PAIRS, soft, 16).unwrap().notes;
-    assert!(notes[0].contains("1 lines have a softlabel, which is not read"), "{notes:?}");
     let ranks = r#"{"label": 1, "ruid": ["4", "5"], "olabel": [0, 1], "token_id": [[2, 5, 3, 6, 3], [2, 5, 3, 7, 3]], "type_id": [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]], "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]}"#;
     let ranked = tokens(RANKS, ranks, 16).unwrap().dataset;
     assert_eq!((&ranked.groups[..], &ranked.labels[..]), (&[0, 2][..], &[Label::Positive(1)][..]));
@@ -329,6 +327,97 @@ fn token_ids_that_cannot_be_meant_are_refused_with_their_line() {
         let message = tokens(definition, &line, 16).unwrap_err().to_string();
         assert!(message.contains("t_train.json") && message.contains(said), "{said}: {message}");
     }
+}
+
+/// A line of one sequence with a soft label, and one of two candidates.
+fn soft_lines(soft_label: &str) -> [String; 2] {
+    let line =
+        |label: &str, one: &str| format!("{{\"label\": {label}, \"softlabel\": {soft_label}, {one}}}\n");
+    let two = r#""token_id": [[2, 5, 3], [2, 6, 3]], "type_id": [[0, 0, 0], [0, 0, 0]]"#;
+    [line("0", r#""token_id": [2, 5, 3], "type_id": [0, 0, 0]"#), line("0", two)]
+}
+
+#[test]
+fn a_soft_label_is_a_teachers_answer_beside_the_label() {
+    let soft = |definition: &str, lines: &str| {
+        let folder = Folder::new(definition, &[("t_train.json", lines)]);
+        let soft = folder.task("t").unwrap().soft.unwrap();
+        assert_eq!((soft.source, soft.hard_weight, soft.temperature), (SoftSource::TokenLines, 0.5, 1.0));
+        tokens(definition, lines, 16).unwrap().dataset.soft
+    };
+    let [class, _] = soft_lines("[0.25, 0.75, 0.0]");
+    let [other, ranked] = soft_lines("[0.125, 0.875]");
+    let of_two = PAIRS.replace('3', "2");
+    assert_eq!(soft(PAIRS, &class.repeat(2)), [0.25, 0.75, 0.0, 0.25, 0.75, 0.0]);
+    assert_eq!(soft(&of_two, &other), [0.125, 0.875]);
+    assert_eq!(soft(RANKS, &ranked), [0.125, 0.875]);
+    let [number, _] = soft_lines("2.5");
+    let [list, _] = soft_lines("[-1.5]");
+    assert_eq!(soft(SCORES, &format!("\n{number}{list}")), [2.5, -1.5]);
+    // Elsewhere it is not read, which is said; without one a task has none.
+    let folder = Folder::new(PAIRS, &[("t_dev.json", &class)]);
+    let spec = folder.task("t").unwrap();
+    let dev = cache::prepare(&spec.files[0], &spec, &tokenizer(), 16, None).unwrap();
+    assert!(spec.soft.is_none() && dev.dataset.soft.is_empty());
+    assert!(dev.notes[0].contains("1 lines have a softlabel, which is read of train files alone"));
+    let [none, _] = soft_lines("null");
+    assert_eq!(tokens(PAIRS, &none, 16).unwrap().dataset.soft, [0.0; 0]);
+}
+
+#[test]
+fn a_soft_label_that_is_no_answer_is_refused_with_its_line() {
+    let [good, _] = soft_lines("[0.25, 0.75, 0.0]");
+    let of_two = PAIRS.replace('3', "2");
+    let [none, _] = soft_lines("null");
+    for (definition, lines, said) in [
+        (
+            PAIRS,
+            good.clone() + &none,
+            "t_train.json:2: field \"softlabel\" is missing, and the first line has one",
+        ),
+        (PAIRS, none + &good, "t_train.json:2: field \"softlabel\" is here, and the first line has none"),
+        (
+            &of_two,
+            good.clone(),
+            "t_train.json:1: field \"softlabel\" is no distribution: 3 probabilities for 2 labels",
+        ),
+        (PAIRS, soft_lines("[0.5, 0.6, 0.0]")[0].clone(), "the probabilities sum to 1.1000, not to 1"),
+        (
+            PAIRS,
+            soft_lines("[2.5, -1.5, 0.0]")[0].clone(),
+            "2.5 is not a probability (it holds what a teacher's",
+        ),
+        (PAIRS, soft_lines("0.5")[0].clone(), "is 0.5, not a list of probabilities"),
+        (PAIRS, soft_lines("[0.5, \"x\", 0.5]")[0].clone(), "holds \"x\", not a number"),
+        (PAIRS, soft_lines("[NaN, 0.5, 0.5]")[0].clone(), "t_train.json:1: not a line of JSON"),
+        (SCORES, soft_lines("1e300")[0].clone(), "holds 1e+300, not a number"),
+        (SCORES, soft_lines("[1.0, 2.0]")[0].clone(), "has 2 numbers, where one score is due"),
+        (RANKS, soft_lines("[0.2, 0.3, 0.5]")[1].clone(), "3 probabilities for 2 candidates"),
+    ] {
+        let message = tokens(definition, &lines, 16).unwrap_err().to_string();
+        assert!(message.contains("t_train.json") && message.contains(said), "{said}: {message}");
+    }
+}
+
+#[test]
+fn an_entry_says_how_soft_labels_count() {
+    let [line, _] = soft_lines("[0.25, 0.75, 0.0]");
+    let folder = Folder::new(PAIRS, &[("t_train.json", &line)]);
+    let entry = |more: &str| -> Result<TaskSpec, String> {
+        let entry: TaskEntry = toml::from_str(more).unwrap();
+        let (data, task_def) = (Some(folder.path().to_path_buf()), Some(folder.definition()));
+        let entry = TaskEntry { name: "t".to_string(), data, task_def, ..entry };
+        entry.resolve().map_err(|error| error.to_string())
+    };
+    let soft = entry("hard_weight = 0.25\ntemperature = 2.0").unwrap().soft.unwrap();
+    assert_eq!((soft.source, soft.hard_weight, soft.temperature), (SoftSource::TokenLines, 0.25, 2.0));
+    assert_eq!(entry("").unwrap().soft.unwrap().hard_weight, 0.5);
+    for key in ["soft_labels = \"s.jsonl\"", "soft = \"s\"", "votes = [\"s\"]"] {
+        let message = entry(key).unwrap_err();
+        let name = key.split(' ').next().unwrap();
+        assert!(message.contains(&format!("has a softlabel a line; leave {name} out")), "{message}");
+    }
+    assert!(entry("hard_weight = 1.0").unwrap_err().contains("leave the soft"));
 }
 
 #[test]
