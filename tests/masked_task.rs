@@ -44,8 +44,8 @@ impl Setup {
             max_length: 32,
             cache: None,
         };
-        let train = masked.train(1, &mut |_, _, _| true).unwrap().unwrap();
-        let dev = vec![("dev".to_string(), masked.dev(&mut |_, _, _| true).unwrap().unwrap())];
+        let train = masked.train(1, &mut |_, _, _| true).unwrap().unwrap().dataset;
+        let dev = vec![("dev".to_string(), masked.dev(&mut |_, _, _| true).unwrap().unwrap().dataset)];
         let kinds = |lines: &str| {
             let mut set = Dataset::new();
             for line in lines.lines().filter(|line| !line.is_empty()) {

@@ -115,6 +115,42 @@ fn soft_labels_of_token_lines_are_trained_on() {
 }
 
 #[test]
+fn documents_are_masked_beside_other_tasks() {
+    let place = reference_place();
+    let words = "words: {data_format: MLM, task_type: MaskLM, loss: MlmCriterion}\n";
+    place.write("task_def.yml", format!("{DEFINITION}{words}"));
+    let document = |n: usize| {
+        let paragraph =
+            |m: usize| format!("The {} was {}. Who is {}?", WORDS[4 + n % 2], WORDS[m % 4], WORDS[m % 3]);
+        format!("{}\n", json!({"text": format!("{}\n\n{}", paragraph(n), paragraph(n + 1))}))
+    };
+    let documents: String = (0..24).map(document).collect();
+    place.write("canonical/words_train.json", &documents);
+    place.write("canonical/words_dev.json", &documents);
+    let ended = place.ok(&[&TRAIN[..], &["--tasks", "words,mood"]].concat());
+    assert!(!ended.stderr.contains("it is one document"), "{}", ended.stderr);
+    for word in ["masked-accuracy", "next-accuracy", "perplexity", "f1-macro"] {
+        assert!(ended.stdout.contains(word), "{word}: {}", ended.stdout);
+    }
+    let by = |more: &[&str]| place.ok(&[&["eval", "--model", "run/last"], more].concat()).stdout;
+    let by_definition = by(&["--task-def", "task_def.yml", "--data", "canonical"]);
+    assert_eq!(by_definition, by(&["--data", "run/config.toml"]));
+    assert!(by_definition.contains("perplexity"), "{by_definition}");
+    // What is hidden is kept with the model.
+    let kept = fs::read_to_string(place.path("run/last/mtdnn.json")).unwrap();
+    assert!(kept.replace(' ', "").contains("\"whole_words\":true"), "{kept}");
+    place.write("canonical/words_train.json", documents.lines().next().unwrap());
+    let one = place.ok(&[&TRAIN[..], &["--tasks", "words", "--epochs", "1"], &["--output", "one"]].concat());
+    assert!(one.stderr.contains("train text of task words: it is one document"), "{}", one.stderr);
+    place.write("canonical/words_train.json", documents.replacen("\"text\"", "\"txt\"", 2));
+    fs::remove_dir_all(place.path("run")).unwrap();
+    let refused = [&TRAIN[..], &["--tasks", "words"]].concat();
+    place.refused(&refused, &["words_train.json:1: field \"text\" is missing"]);
+    fs::remove_file(place.path("canonical/words_train.json")).unwrap();
+    place.refused(&refused, &["task \"words\": there is no file to train on in", "canonical"]);
+}
+
+#[test]
 fn tasks_are_named_by_their_data_sets_too() {
     let place = reference_place();
     let ended = place.ok(&[&TRAIN[..], &["--tasks", "mood_matched,mood_other", "--epochs", "1"]].concat());

@@ -208,14 +208,19 @@ impl<'a> Source<'a> {
             // The text is the run file's; how it is read is the model's.
             let text = MaskedText {
                 task: &task.name,
-                options: &MaskedOptions { dev_text: found.dev_text.clone(), ..trained.clone() },
+                options: &MaskedOptions {
+                    dev_text: found.dev_text.clone(),
+                    layout: found.layout,
+                    ..trained.clone()
+                },
                 tokenizer: &loaded.tokenizer,
                 vocabulary: Path::new("vocab.txt"),
                 max_length: loaded.max_length,
                 cache,
             };
-            let set = text.dev(&mut |_, _, _| true)?.expect("nothing stops it");
-            return Ok(vec![("dev".to_string(), set)]);
+            let prepared = text.dev(&mut |_, _, _| true)?.expect("nothing stops it");
+            prepared.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+            return Ok(vec![("dev".to_string(), prepared.dataset)]);
         }
         let spec = TaskSpec { files: found.files, soft: found.soft, ..task.clone() };
         let mut sets = Vec::new();

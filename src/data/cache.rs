@@ -36,7 +36,7 @@ pub struct Prepared {
     pub dataset: Dataset,
     /// The rows that were left out.
     pub skipped: Skipped,
-    /// What went wrong with the cache, if anything did; the data are right all the same.
+    /// What is odd about the text, or went wrong with the cache; the data are right all the same.
     pub notes: Vec<String>,
 }
 

@@ -1,4 +1,7 @@
-//! A task as a run file names it: a known one by its folder, or one's own by its files and columns.
+//! A task as a run file names it: a known one by its folder, or one's own by its files and columns; [`options`] has what is
+//! said of spans and masked words.
+
+mod options;
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::glue;
-use super::masked::MaskedOptions;
 use super::reference;
 use super::san::SanSpec;
 use super::soft::{SoftLabels, SoftSource};
-use super::span::SpanOptions;
 use super::task::{
     Column, Columns, Format, MetricKind, Quirks, Relevance, SourceFile, Split, TaskKind, TaskSpec,
 };
@@ -85,12 +86,21 @@ pub struct TaskEntry {
     /// Span: by how much the score of no answer must exceed the best answer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_threshold: Option<f32>,
-    /// Masked: files and folders of raw text to train on, a sentence a line and a blank line between documents.
+    /// Masked: files and folders of raw text to train on, a sentence a line and a blank line between documents unless
+    /// `split` says otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<Vec<PathBuf>>,
     /// Masked: files and folders of raw text to measure on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev_text: Option<Vec<PathBuf>>,
+    /// Masked: whether text is plain paragraphs, to be cut into sentences, with two blank lines between documents; it is not
+    /// if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<bool>,
+    /// Masked: whether the pieces of a word are hidden together; they are not if not said, and are if a task definition
+    /// says what the task is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole_words: Option<bool>,
     /// Masked: whether texts are pairs of which the second may follow the first, which is learnt as well; they are if not
     /// said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -187,6 +197,8 @@ impl TaskEntry {
             (None, None) if self.kind == Some(TaskKind::Masked) => self.masked()?,
             (None, None) => self.own()?,
         };
+        self.set_span(&mut spec)?;
+        self.set_masked(&mut spec)?;
         if let Some(metrics) = &self.metrics {
             spec.metrics.clone_from(metrics);
         }
@@ -211,8 +223,6 @@ impl TaskEntry {
         {
             return Err(self.wrong(format!("{key} is for ranking, this is {}", spec.kind)));
         }
-        self.no_span_options(spec.kind)?;
-        self.no_masked_options(spec.kind)?;
         spec.gamma = self.gamma.unwrap_or(spec.gamma);
         spec.relevance = self.relevance.unwrap_or(spec.relevance);
         if self.batch_size == Some(0) {
@@ -344,97 +354,14 @@ impl TaskEntry {
             ("train", self.train.is_some()),
             ("dev", self.dev.is_some()),
             ("test", self.test.is_some()),
+            ("text", self.text.is_some()),
+            ("dev_text", self.dev_text.is_some()),
+            ("split", self.split.is_some()),
         ];
         let given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key);
         match given.chain(self.named_columns().into_iter().map(|(key, _)| key)).next() {
             Some(key) => Err(self.wrong(format!("{key} is said by its task definition; leave it out"))),
             None => reference::task(definition, &self.name, data),
-        }
-    }
-
-    /// The options of a task of spans that are said.
-    fn span_options(&self) -> Option<SpanOptions> {
-        let Self { max_query_length, stride, max_answer_length, no_answer, null_threshold, .. } = *self;
-        let default = SpanOptions::default();
-        let options = SpanOptions {
-            max_query_length: max_query_length.unwrap_or(default.max_query_length),
-            stride: stride.unwrap_or(default.stride),
-            max_answer_length: max_answer_length.unwrap_or(default.max_answer_length),
-            no_answer,
-            null_threshold: null_threshold.unwrap_or(default.null_threshold),
-        };
-        (self.kind == Some(TaskKind::Span)).then_some(options)
-    }
-
-    /// Refuses options that another kind of task would not read.
-    fn no_span_options(&self, kind: TaskKind) -> Result<(), DataError> {
-        let given = [
-            ("max_query_length", self.max_query_length.is_some()),
-            ("stride", self.stride.is_some()),
-            ("max_answer_length", self.max_answer_length.is_some()),
-            ("no_answer", self.no_answer.is_some()),
-            ("null_threshold", self.null_threshold.is_some()),
-        ];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((key, _)) if kind != TaskKind::Span => {
-                Err(self.wrong(format!("{key} is for tasks of kind span, this is {kind}")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A task of masked words, which has raw text in place of files of examples.
-    fn masked(&self) -> Result<TaskSpec, DataError> {
-        let given = [
-            ("data", self.data.is_some()),
-            ("train", self.train.is_some()),
-            ("dev", self.dev.is_some()),
-            ("test", self.test.is_some()),
-            ("header", self.header.is_some()),
-            ("labels", self.labels.is_some()),
-            ("dropout", self.dropout.is_some()),
-            ("head", self.head.is_some()),
-        ];
-        let given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key);
-        if let Some(key) = given.chain(self.named_columns().into_iter().map(|(key, _)| key)).next() {
-            return Err(
-                self.wrong(format!("{key} means nothing to masked; its text is named by text and dev_text"))
-            );
-        }
-        if let Some(known) = glue::find(&self.name) {
-            return Err(self.wrong(format!("{known} is the name of a known task; give this one another")));
-        }
-        let text = self.text.clone().unwrap_or_default();
-        if text.is_empty() {
-            return Err(
-                self.wrong("there is no text to train on; name text, a list of files and folders".into())
-            );
-        }
-        let default = MaskedOptions::default();
-        let options = MaskedOptions {
-            mask_share: self.mask_share.unwrap_or(default.mask_share),
-            next_sentence: self.next_sentence.unwrap_or(default.next_sentence),
-            text,
-            dev_text: self.dev_text.clone().unwrap_or_default(),
-        };
-        let mut spec = TaskSpec::new(self.name.clone(), TaskKind::Masked);
-        spec.metrics.retain(|&metric| options.next_sentence || metric != MetricKind::NextAccuracy);
-        Ok(TaskSpec { masked: Some(options), ..spec })
-    }
-
-    /// Refuses options that another kind of task would not read.
-    fn no_masked_options(&self, kind: TaskKind) -> Result<(), DataError> {
-        let given = [
-            ("text", self.text.is_some()),
-            ("dev_text", self.dev_text.is_some()),
-            ("next_sentence", self.next_sentence.is_some()),
-            ("mask_share", self.mask_share.is_some()),
-        ];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((key, _)) if kind != TaskKind::Masked => {
-                Err(self.wrong(format!("{key} is for tasks of kind masked, this is {kind}")))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -464,7 +391,6 @@ impl TaskEntry {
         }
         Ok(TaskSpec {
             texts: files[0].columns.texts(),
-            span: self.span_options(),
             labels: self.labels.clone().unwrap_or_else(|| self.labels_of_columns()),
             files,
             ..TaskSpec::new(self.name.clone(), kind)

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cache::Prepared;
 use super::corpus::{self, Corpus};
 use super::dataset::{Dataset, Label};
 use super::error::DataError;
 use super::instances::{Instance, Pass};
 use super::masked_batch::{IS_NEXT, IS_RANDOM};
 use super::masking::{Masking, Predictions};
+use super::reader::Skipped;
 use super::text::{self, Layout};
 use super::tokenizer::Tokenizer;
 use crate::random::Random;
@@ -33,17 +35,29 @@ pub struct MaskedOptions {
     pub mask_share: f64,
     /// Whether texts are pairs, and whether the second follows the first is to be told as well.
     pub next_sentence: bool,
-    /// Files and folders to train on: a sentence a line, a blank line between documents.
+    /// Whether the pieces of a word are hidden together.
+    pub whole_words: bool,
+    /// Files and folders to train on.
     #[serde(skip)]
     pub text: Vec<PathBuf>,
     /// Files and folders to measure on.
     #[serde(skip)]
     pub dev_text: Vec<PathBuf>,
+    /// How their lines make sentences and documents.
+    #[serde(skip)]
+    pub layout: Layout,
 }
 
 impl Default for MaskedOptions {
     fn default() -> Self {
-        Self { mask_share: 0.15, next_sentence: true, text: Vec::new(), dev_text: Vec::new() }
+        Self {
+            mask_share: 0.15,
+            next_sentence: true,
+            whole_words: false,
+            text: Vec::new(),
+            dev_text: Vec::new(),
+            layout: Layout::Sentences,
+        }
     }
 }
 
@@ -86,11 +100,12 @@ impl MaskedText<'_> {
         &self,
         seed: u64,
         progress: &mut dyn FnMut(&Path, u64, u64) -> bool,
-    ) -> Result<Option<Dataset>, DataError> {
+    ) -> Result<Option<Prepared>, DataError> {
         let masking = self.masking()?;
         let Some(corpus) = self.corpus("train", &self.options.text, progress)? else { return Ok(None) };
         let pass = Pass { seed, phase: 0, epoch: 0 };
-        Ok(Some(Dataset { masking: Some(masking), ..self.texts(&corpus, pass, SHORT) }))
+        let set = Dataset { masking: Some(masking), ..self.texts(&corpus, pass, SHORT) };
+        Ok(Some(self.prepared("train", set, &corpus)))
     }
 
     /// The set to measure on, hidden tokens and all: they are its marks, and their classes what stood there. `None` where
@@ -101,7 +116,7 @@ impl MaskedText<'_> {
     pub fn dev(
         &self,
         progress: &mut dyn FnMut(&Path, u64, u64) -> bool,
-    ) -> Result<Option<Dataset>, DataError> {
+    ) -> Result<Option<Prepared>, DataError> {
         let masking = self.masking()?;
         let Some(corpus) = self.corpus("dev", &self.options.dev_text, progress)? else { return Ok(None) };
         let pass = Pass { seed: DEV_SEED, phase: 0, epoch: 0 };
@@ -117,11 +132,18 @@ impl MaskedText<'_> {
             set.marks.push_hidden(&predictions.chosen);
             set.finish_example(plain.labels[example]);
         }
-        Ok(Some(set))
+        Ok(Some(self.prepared("dev", set, &corpus)))
+    }
+
+    fn prepared(&self, name: &str, dataset: Dataset, corpus: &Corpus) -> Prepared {
+        let odd = corpus.oddities(self.tokenizer, self.options.next_sentence).into_iter();
+        let notes = odd.map(|odd| format!("{name} text of task {}: {odd}", self.task)).collect();
+        Prepared { dataset, skipped: Skipped::default(), notes }
     }
 
     fn masking(&self) -> Result<Masking, DataError> {
-        Masking::new(self.tokenizer, self.vocabulary, self.options.mask_share, false, None)
+        let MaskedOptions { mask_share, whole_words, .. } = *self.options;
+        Masking::new(self.tokenizer, self.vocabulary, mask_share, whole_words, None)
     }
 
     /// The token ids of text; those in the cache, if they are of the same text and vocabulary.
@@ -132,7 +154,7 @@ impl MaskedText<'_> {
         progress: &mut dyn FnMut(&Path, u64, u64) -> bool,
     ) -> Result<Option<Corpus>, DataError> {
         let files = text::files(paths)?;
-        let layout = Layout::Sentences;
+        let layout = self.options.layout;
         let source = corpus::fingerprint(&files, layout)?;
         // Without a cache the file is gone when the ids have been read.
         let passing = tempfile::tempdir().map_err(DataError::write(Path::new("a temporary folder")))?;
@@ -152,8 +174,8 @@ impl MaskedText<'_> {
         };
         if self.options.next_sentence && corpus.sentences() < 2 {
             let reason = format!(
-                "the {name} text is a single sentence, and next sentences need two; put a sentence on each line, or say \
-                 next_sentence = false"
+                "the {name} text is a single sentence, and next sentences need two; put a sentence on each line, \
+                 have paragraphs cut by split = true, or say next_sentence = false"
             );
             return Err(self.wrong(reason));
         }

@@ -5,28 +5,40 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use super::error::DataError;
 use super::sentences::sentences;
 
 /// Longer lines, and longer sentences of a paragraph, are taken for a mistake, in bytes.
 const LONGEST: usize = 1 << 20;
+/// Longer lines that hold a document are taken for a mistake, in bytes.
+const LONGEST_DOCUMENT: usize = 1 << 26;
 /// A paragraph with more bytes than this is cut before its end is known, so that memory holds no more.
 const LONG_PARAGRAPH: usize = 1 << 16;
 
 /// How a file's lines make sentences and documents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layout {
     /// A line is a sentence; a blank line or the end of the file ends a document.
+    #[default]
     Sentences,
     /// Lines up to a blank one are a paragraph, which is cut into sentences; two or more blank lines or the end of the
     /// file end a document. A word that a hyphen cuts at a line's end stays cut.
     Paragraphs,
+    /// A line is a JSON object whose `text` is a document: blank lines in it, as many as there are, stand between
+    /// paragraphs, which are cut into sentences.
+    Documents,
 }
 
 impl Layout {
     /// That of plain paragraphs which are to be `split` into sentences, else that of a sentence a line.
     pub fn of(split: bool) -> Self {
         if split { Layout::Paragraphs } else { Layout::Sentences }
+    }
+
+    fn longest_line(self) -> usize {
+        if self == Layout::Documents { LONGEST_DOCUMENT } else { LONGEST }
     }
 }
 
@@ -100,10 +112,11 @@ fn add_below(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError
 }
 
 /// Reads a file of UTF-8 text and gives its pieces to `each`. A byte order mark, `\r` at a line's end and NULs are
-/// dropped. Memory holds a line or a part of a paragraph.
+/// dropped. Memory holds a line or a part of a paragraph; of documents in lines, one of them.
 ///
 /// # Errors
-/// The file cannot be read, a line is not UTF-8, or a line or a sentence is longer than a mebibyte.
+/// The file cannot be read, a line is not UTF-8, a line or a sentence is longer than a mebibyte, a document in a line longer
+/// than 64, or a line that should be is no object with a `text`.
 pub fn read(path: &Path, layout: Layout, each: impl FnMut(Piece<'_>)) -> Result<Counts, DataError> {
     let file = File::open(path).map_err(DataError::read(path))?;
     parse(BufReader::with_capacity(1 << 16, file), path, layout, each)
@@ -125,6 +138,7 @@ pub fn parse(
             }
         }
         Layout::Paragraphs => paragraphs(&mut lines, &mut pieces)?,
+        Layout::Documents => documents(&mut lines, &mut pieces)?,
     }
     pieces.end();
     Ok(Counts { sentences: pieces.sentences, documents: pieces.documents, ..lines.counts })
@@ -164,13 +178,52 @@ fn paragraphs<Each: FnMut(Piece<'_>)>(
             }
             paragraph = last.to_string();
             if paragraph.len() > LONGEST {
-                return Err(lines.too_long("no sentence ends", "is it text?"));
+                return Err(lines.too_long("no sentence ends", LONGEST, "is it text?"));
             }
             // Twice as far each time, so that a long sentence is not looked through at every line.
             cut_at = LONG_PARAGRAPH.max(2 * paragraph.len());
         }
     }
     sentences(&paragraph).for_each(|sentence| pieces.sentence(sentence));
+    Ok(())
+}
+
+/// Documents as JSON objects, one a line.
+fn documents<Each: FnMut(Piece<'_>)>(
+    lines: &mut Lines<'_, impl BufRead>,
+    pieces: &mut Pieces<Each>,
+) -> Result<(), DataError> {
+    while let Some(line) = lines.next(Layout::Documents)? {
+        if line.is_empty() {
+            continue;
+        }
+        let read = serde_json::from_str(line);
+        let (path, line) = (lines.path.to_path_buf(), lines.number);
+        let mut object: Map<String, Value> = match read {
+            Ok(object) => object,
+            Err(error) => return Err(DataError::Json { path, line, reason: error.to_string() }),
+        };
+        let wrong = |reason| DataError::Field { path, line, field: "text".to_string(), reason };
+        let text = match object.remove("text") {
+            Some(Value::String(text)) => text,
+            Some(other) => return Err(wrong(format!("is {other}, not a text"))),
+            None => return Err(wrong("is missing".to_string())),
+        };
+        lines.counts.nuls += text.matches('\0').count() as u64;
+        let mut paragraph = String::new();
+        for line in text.replace('\0', "").lines().map(str::trim).chain([""]) {
+            if line.is_empty() {
+                sentences(&paragraph).for_each(|sentence| pieces.sentence(sentence));
+                paragraph.clear();
+                continue;
+            }
+            if !paragraph.is_empty() {
+                paragraph.push(' ');
+            }
+            paragraph.push_str(line);
+        }
+        pieces.end();
+    }
     Ok(())
 }
 
@@ -213,22 +266,24 @@ impl<Input: BufRead> Lines<'_, Input> {
     /// The next line without its end and the blanks around it; none at the end of the file.
     fn next(&mut self, layout: Layout) -> Result<Option<&str>, DataError> {
         self.buffer.clear();
-        let mut limited = (&mut self.input).take(LONGEST as u64 + 1);
+        let longest = layout.longest_line();
+        let mut limited = (&mut self.input).take(longest as u64 + 1);
         let read = limited.read_until(b'\n', &mut self.buffer).map_err(DataError::read(self.path))?;
         if read == 0 {
             return Ok(None);
         }
         self.number += 1;
         self.counts.bytes += read as u64;
-        if read > LONGEST {
+        if read > longest {
             let remedy = match layout {
                 _ if self.buffer.contains(&b'\r') => {
                     "are line ends those of old Macs? tr '\\r' '\\n' mends them"
                 }
                 Layout::Sentences => "a line should be a sentence; --split cuts paragraphs of text",
                 Layout::Paragraphs => "is it text?",
+                Layout::Documents => "a line should be a document",
             };
-            return Err(self.too_long("no line end", remedy));
+            return Err(self.too_long("no line end", longest, remedy));
         }
         if self.number == 1 && self.buffer.starts_with("\u{feff}".as_bytes()) {
             self.buffer.drain(..3);
@@ -243,8 +298,8 @@ impl<Input: BufRead> Lines<'_, Input> {
         Ok(Some(text.trim()))
     }
 
-    fn too_long(&self, what: &str, remedy: &str) -> DataError {
-        let reason = format!("line {}: {what} within {LONGEST} bytes; {remedy}", self.number);
+    fn too_long(&self, what: &str, longest: usize, remedy: &str) -> DataError {
+        let reason = format!("line {}: {what} within {longest} bytes; {remedy}", self.number);
         DataError::RawText { path: self.path.to_path_buf(), reason }
     }
 }
@@ -309,6 +364,32 @@ mod tests {
         }
         let error = parsed("on and on\n".repeat(200_000).as_bytes(), Layout::Paragraphs).unwrap_err();
         assert!(error.contains("no sentence ends within 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_line_holds_a_document_whose_paragraphs_are_cut() {
+        let lines = |texts: &[&str]| {
+            let line = |text: &&str| format!("{}\n", serde_json::json!({"id": 7, "text": text}));
+            texts.iter().map(line).collect::<String>()
+        };
+        let documents = Layout::Documents;
+        let text = lines(&["One goes\non. Two too.\n\nThree\r\n \n\n\nFour", " \n", "Five"]) + "\n";
+        let expected = ["One goes on.", "Two too.", "Three", "Four", "|", "Five", "|"];
+        pieces(&text, documents, &expected);
+        let (found, counts) = parsed(lines(&["a\0b"]).as_bytes(), documents).unwrap();
+        assert_eq!((&found[..], counts.nuls), (&["ab".to_string(), "|".to_string()][..], 1));
+        // A document may be longer than a line of text may be.
+        let long = lines(&[&"It went on. ".repeat(LONGEST / 8)]);
+        assert_eq!(parsed(long.as_bytes(), documents).unwrap().1.sentences, LONGEST as u64 / 8);
+        for (text, said) in [
+            ("{\"text\": \"a\"}\n{\"txt\": \"a\"}", "a.txt:2: field \"text\" is missing"),
+            ("{\"text\": [\"a\"]}", "a.txt:1: field \"text\" is [\"a\"], not a text"),
+            ("\nplain text", "a.txt:2: not a line of JSON"),
+            ("[\"a\"]", "a.txt:1: not a line of JSON"),
+        ] {
+            let error = parsed(text.as_bytes(), documents).unwrap_err();
+            assert!(error.starts_with(said), "{said}: {error}");
+        }
     }
 
     #[test]

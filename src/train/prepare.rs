@@ -52,7 +52,11 @@ pub fn tasks(config: &RunConfig) -> anyhow::Result<Vec<TaskSpec>> {
                  give one of them the text of both"
             );
         }
-        if spec.masked.is_none() && spec.shares.is_none() && spec.files_of(Split::Train).next().is_none() {
+        let trains = match &spec.masked {
+            Some(masked) => !masked.text.is_empty(),
+            None => spec.shares.is_some() || spec.files_of(Split::Train).next().is_some(),
+        };
+        if !trains {
             match &entry.data {
                 Some(folder) => bail!(
                     "task {:?}: there is no file to train on in {}; put it there, or leave the task out",
@@ -213,7 +217,7 @@ pub fn data(
     } else {
         for task in &mut tasks {
             let sets = match &task.masked {
-                Some(options) => masked_data(config, &task.name, options, tokenizer, cache, monitor)?,
+                Some(options) => masked_data(config, task, options, tokenizer, cache, monitor)?,
                 None => task_data(task, tokenizer, max_length, cache, monitor)?,
             };
             match sets {
@@ -286,7 +290,7 @@ fn task_data(
 /// The sets of a task of masked words.
 fn masked_data(
     config: &RunConfig,
-    task: &str,
+    task: &TaskSpec,
     options: &MaskedOptions,
     tokenizer: &Tokenizer,
     cache: Option<&Path>,
@@ -294,24 +298,28 @@ fn masked_data(
 ) -> anyhow::Result<Option<TaskData>> {
     let max_length = config.train.max_length;
     if max_length < 5 {
-        bail!("--max-length {max_length}: too short for the texts of task {task}; give 5 or more");
+        bail!("--max-length {max_length}: too short for the texts of task {}; give 5 or more", task.name);
     }
+    task.notes.iter().for_each(|note| monitor.tell(Event::Warning(note)));
     let vocabulary = config.model.init.as_deref().or(config.model.vocabulary.as_deref());
     let vocabulary = vocabulary.unwrap_or(Path::new("vocab.txt"));
-    let text = MaskedText { task, options, tokenizer, vocabulary, max_length, cache };
+    let text = MaskedText { task: &task.name, options, tokenizer, vocabulary, max_length, cache };
     let mut progress = |path: &Path, done, total| {
         monitor.tell(Event::Tokenising { path, done, total });
         !monitor.stop()
     };
     let Some(train) = text.train(config.seed, &mut progress)? else { return Ok(None) };
-    let mut dev = Vec::new();
-    if !options.dev_text.is_empty() {
-        match text.dev(&mut progress)? {
-            Some(set) => dev.push(("dev".to_string(), set)),
+    let dev = match options.dev_text.is_empty() {
+        true => None,
+        false => match text.dev(&mut progress)? {
             None => return Ok(None),
-        }
-    }
-    Ok(Some(TaskData { train, dev }))
+            dev => dev,
+        },
+    };
+    let notes = train.notes.iter().chain(dev.iter().flat_map(|dev| &dev.notes));
+    notes.for_each(|note| monitor.tell(Event::Warning(note)));
+    let dev = dev.map(|dev| ("dev".to_string(), dev.dataset)).into_iter().collect();
+    Ok(Some(TaskData { train: train.dataset, dev }))
 }
 
 /// Leaves of a training set the part that its task is to be trained on, drawn from `seed`.

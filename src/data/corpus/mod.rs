@@ -95,6 +95,34 @@ impl Corpus {
         Counts { files, documents, sentences, tokens, dropped, nuls }
     }
 
+    /// What is odd about its text and has to be said before it is trained on; that there is one document only, where next
+    /// sentences are told.
+    pub fn oddities(&self, tokenizer: &Tokenizer, next_sentence: bool) -> Vec<String> {
+        let counts = self.counts();
+        let mut odd = Vec::new();
+        if counts.dropped > 0 {
+            odd.push(format!("{} lines were left out, nothing of them is a token", counts.dropped));
+        }
+        if counts.nuls > 0 {
+            odd.push(format!("{} NUL characters were left out", counts.nuls));
+        }
+        if counts.documents == 1 && next_sentence {
+            odd.push(
+                "it is one document, so that sentences that do not follow are drawn from it as well: next sentences can \
+                 hardly be learnt. Put a blank line between documents"
+                    .into(),
+            );
+        }
+        let unknown = self.id_counts()[tokenizer.unknown() as usize];
+        if unknown * 100 > counts.tokens {
+            let share = 100.0 * unknown as f64 / counts.tokens as f64;
+            odd.push(format!(
+                "{share:.1} % of the tokens are [UNK]: is the vocabulary one of this language and casing?"
+            ));
+        }
+        odd
+    }
+
     /// The [`fingerprint`] of the text that it was made from: another one means that the text has changed.
     pub fn source(&self) -> [u8; 32] {
         self.head.source

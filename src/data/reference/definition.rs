@@ -10,6 +10,7 @@ use super::wrong;
 use crate::data::error::{DataError, list, nearest_name};
 use crate::data::san::SanSpec;
 use crate::data::task::{MetricKind, TaskKind, TaskSpec, Texts};
+use crate::data::text;
 
 const KEYS: [&str; 13] = [
     "data_format",
@@ -44,9 +45,9 @@ pub(super) struct Definition {
 
 /// The tasks of a file, in its order.
 pub(super) fn read(path: &Path) -> Result<Vec<Definition>, DataError> {
-    let text = fs::read_to_string(path).map_err(DataError::read(path))?;
+    let yaml = fs::read_to_string(path).map_err(DataError::read(path))?;
     let value: Value =
-        yaml_serde::from_str(&text).map_err(|error| wrong(path, format!("not YAML: {error}")))?;
+        yaml_serde::from_str(&yaml).map_err(|error| wrong(path, format!("not YAML: {error}")))?;
     let Value::Mapping(tasks) = value else {
         return Err(wrong(path, "it is no mapping from tasks' names to their definitions".to_string()));
     };
@@ -70,12 +71,16 @@ impl Definition {
         spec.texts = match self.layout {
             Layout::PremiseOnly => Some(Texts::Single),
             Layout::PremiseAndOneHypothesis => Some(Texts::Pair),
-            Layout::PremiseAndMultiHypothesis | Layout::Sequence | Layout::ClozeChoice => None,
+            Layout::PremiseAndMultiHypothesis | Layout::Sequence | Layout::ClozeChoice | Layout::Mlm => None,
         };
         if self.kind.has_labels() {
             spec.labels.clone_from(&self.labels);
         }
-        spec.dropout = self.dropout.unwrap_or(spec.dropout);
+        if let Some(masked) = &mut spec.masked {
+            (masked.layout, masked.whole_words) = (text::Layout::Documents, true);
+        } else {
+            spec.dropout = self.dropout.unwrap_or(spec.dropout);
+        }
         if let Some(metrics) = &self.metrics {
             spec.metrics.clone_from(metrics);
         }
@@ -111,6 +116,7 @@ impl Fields<'_> {
             }
             Layout::PremiseAndMultiHypothesis | Layout::ClozeChoice => kind == TaskKind::Ranking,
             Layout::Sequence => kind == TaskKind::Labelling,
+            Layout::Mlm => kind == TaskKind::Masked,
         };
         if !fits {
             return Err(format!(
@@ -146,7 +152,7 @@ impl Fields<'_> {
             metrics: self.metrics(kind)?,
             dropout,
             san: self.bool("enable_san")? == Some(true),
-            notes: self.notes(name)?,
+            notes: self.notes(name, kind)?,
         })
     }
 
@@ -171,8 +177,11 @@ impl Fields<'_> {
         let classes = match self.get("n_class") {
             None => None,
             Some(value) => {
-                let count = value.as_u64().filter(|&count| (1..=1000).contains(&count));
-                Some(count.ok_or_else(|| format!("n_class: {} is not from 1 to 1000", shown(value)))? as usize)
+                // Of masked words it is the size of a vocabulary.
+                let most = if kind == TaskKind::Masked { 1_000_000 } else { 1000 };
+                let count = value.as_u64().filter(|count| (1..=most).contains(count));
+                Some(count.ok_or_else(|| format!("n_class: {} is not from 1 to {most}", shown(value)))?
+                    as usize)
             }
         };
         match (kind.has_labels(), labels, classes) {
@@ -184,7 +193,7 @@ impl Fields<'_> {
                 Err(format!("n_class is {classes}, but labels names {}: {}", labels.len(), labels.join(", ")))
             }
             (true, Some(labels), _) => Ok(labels),
-            (false, _, Some(classes)) if classes != 1 => {
+            (false, _, Some(classes)) if classes != 1 && kind != TaskKind::Masked => {
                 Err(format!("n_class is {classes}; a {kind} task has one output, n_class 1"))
             }
             (false, Some(_), _) if kind != TaskKind::Ranking => {
@@ -230,8 +239,17 @@ impl Fields<'_> {
     }
 
     /// What is read and has no effect.
-    fn notes(&self, name: &str) -> Result<Vec<String>, String> {
+    fn notes(&self, name: &str, kind: TaskKind) -> Result<Vec<String>, String> {
         let mut notes = Vec::new();
+        if kind == TaskKind::Masked {
+            for (key, why) in
+                [("n_class", "the classes are the vocabulary's"), ("dropout_p", "BERT's own head has none")]
+            {
+                if self.get(key).is_some() {
+                    notes.push(format!("task {name}: {key} has no effect: {why}"));
+                }
+            }
+        }
         if let Some(loss) = self.text("kd_loss")? {
             notes.push(format!("task {name}: kd_loss {loss} is for soft labels and has no effect here"));
         }

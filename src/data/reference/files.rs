@@ -18,23 +18,36 @@ pub(super) fn split_of(name: &str) -> Option<Split> {
     }
 }
 
+/// A file of a task.
+pub(super) struct Found {
+    pub(super) split: Split,
+    /// The split's own name.
+    name: String,
+    pub(super) path: PathBuf,
+    /// Whether it is JSON lines, of token ids or documents, and no canonical text.
+    json: bool,
+}
+
 /// The files of a task in a folder: `<task>_<split>.tsv`, text; else `<task>_<split>.json`, token ids, there or in the
-/// one folder `<model>_lower` or `<model>_cased` that preprocessing has made in it.
-pub(super) fn find(definition: &Definition, data: &Path) -> Result<Vec<SourceFile>, DataError> {
+/// one folder `<model>_lower` or `<model>_cased` that preprocessing has made in it. Of masked words there is the second
+/// alone.
+pub(super) fn find(definition: &Definition, data: &Path) -> Result<Vec<Found>, DataError> {
+    let has_text = definition.layout != Layout::Mlm;
     let folders = token_folders(data)?;
     let mut files = Vec::new();
     for name in &definition.splits {
         let Some(split) = split_of(name) else { continue };
         let file = format!("{}_{name}", definition.name);
         let text = data.join(format!("{file}.tsv"));
-        if text.is_file() {
-            files.push(source(definition, split, name, text, false));
+        let found = |path, json| Found { split, name: name.clone(), path, json };
+        if has_text && text.is_file() {
+            files.push(found(text, false));
             continue;
         }
         let json = format!("{file}.json");
-        let mut found = folders.iter().map(|folder| folder.join(&json)).filter(|path| path.is_file());
-        match (found.next(), found.next()) {
-            (Some(path), None) => files.push(source(definition, split, name, path, true)),
+        let mut paths = folders.iter().map(|folder| folder.join(&json)).filter(|path| path.is_file());
+        match (paths.next(), paths.next()) {
+            (Some(path), None) => files.push(found(path, true)),
             (Some(one), Some(other)) => {
                 let reason = format!(
                     "{json} is both {} and {}, token ids of two vocabularies; give the folder of one as data",
@@ -47,7 +60,8 @@ pub(super) fn find(definition: &Definition, data: &Path) -> Result<Vec<SourceFil
         }
     }
     if files.is_empty() {
-        let of = |split: &String| format!("{}_{split}.tsv or .json", definition.name);
+        let endings = if has_text { ".tsv or .json" } else { ".json" };
+        let of = |split: &String| format!("{}_{split}{endings}", definition.name);
         let tried: Vec<String> = definition.splits.iter().map(of).collect();
         let tried = list(tried.iter().map(String::as_str));
         let (task, directory) = (definition.name.clone(), data.to_path_buf());
@@ -70,11 +84,14 @@ fn token_folders(data: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(folders)
 }
 
-fn source(definition: &Definition, split: Split, name: &str, path: PathBuf, tokens: bool) -> SourceFile {
+/// How a file of examples is read.
+pub(super) fn source(definition: &Definition, found: Found) -> SourceFile {
+    let Found { split, name, path, json } = found;
     let label = |number| Some(Column::Number(number));
     let row = |text_b| Columns::Row { text_a: Column::Number(2), text_b, label: label(1) };
     let mut columns = match definition.layout {
-        _ if tokens => Columns::Tokens { labelled: true },
+        _ if json => Columns::Tokens { labelled: true },
+        Layout::Mlm => unreachable!("masked words are in no table"),
         Layout::PremiseOnly => row(None),
         Layout::PremiseAndOneHypothesis => row(Some(Column::Number(3))),
         Layout::PremiseAndMultiHypothesis => {
@@ -92,8 +109,8 @@ fn source(definition: &Definition, split: Split, name: &str, path: PathBuf, toke
     if split == Split::Test {
         columns.forget_label();
     }
-    let format = if tokens { Format::Jsonl } else { Format::Tsv { header: false } };
+    let format = if json { Format::Jsonl } else { Format::Tsv { header: false } };
     let uneven_rows = matches!(columns, Columns::Hypotheses { .. });
     let quirks = Quirks { uneven_rows, ..Quirks::default() };
-    SourceFile { split, name: name.to_string(), path, format, columns, quirks }
+    SourceFile { split, name, path, format, columns, quirks }
 }

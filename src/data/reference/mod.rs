@@ -32,7 +32,13 @@ pub fn task(path: &Path, name: &str, data: &Path) -> Result<TaskSpec, DataError>
         wrong(path, format!("no task {name:?} in it ({known}){}", near.unwrap_or_default()))
     })?;
     let mut spec = definition.spec(path)?;
-    spec.files = files::find(definition, data)?;
+    let found = files::find(definition, data)?;
+    if let Some(masked) = &mut spec.masked {
+        let of = |split| found.iter().filter(move |file| file.split == split).map(|file| file.path.clone());
+        (masked.text, masked.dev_text) = (of(Split::Train).collect(), of(Split::Dev).collect());
+        return Ok(spec);
+    }
+    spec.files = found.into_iter().map(|file| files::source(definition, file)).collect();
     if tokens::have_soft_labels(&spec)? {
         spec.soft = Some(SoftLabels::new(&spec.name, spec.kind, SoftSource::TokenLines, None, None)?);
     }

@@ -16,6 +16,8 @@ pub(super) enum Layout {
     Sequence,
     /// uid, choice, answer, label, premise, hypothesis; rows of a uid are one query's.
     ClozeChoice,
+    /// A JSON object a line, whose `text` is a document.
+    Mlm,
 }
 
 /// A name of an enumeration: what it means here, or why nothing.
@@ -26,7 +28,7 @@ const LAYOUTS: [(&str, Meaning<Layout>); 10] = [
     ("PremiseAndOneHypothesis", Ok(Layout::PremiseAndOneHypothesis)),
     ("PremiseAndMultiHypothesis", Ok(Layout::PremiseAndMultiHypothesis)),
     ("Sequence", Ok(Layout::Sequence)),
-    ("MLM", Err(MASKED)),
+    ("MLM", Ok(Layout::Mlm)),
     ("CLUE_CLASSIFICATION", Err(CLUE)),
     ("CLUE_SPAN", Err(CLUE)),
     ("CLUE_SEQ", Err(CLUE)),
@@ -41,7 +43,7 @@ const TASK_TYPES: [(&str, Meaning<TaskKind>); 12] = [
     ("SpanClassification", Err(SPANS)),
     ("SpanClassificationYN", Err(SPANS)),
     ("SequenceLabeling", Ok(TaskKind::Labelling)),
-    ("MaskLM", Err(MASKED)),
+    ("MaskLM", Ok(TaskKind::Masked)),
     ("SpanSequenceLabeling", Err("its head exists in no published model and its data in no published file")),
     ("SequenceGeneration", Err(GENERATION)),
     ("SequenceGenerationMRC", Err(GENERATION)),
@@ -56,7 +58,7 @@ const LOSSES: [(&str, Meaning<TaskKind>); 12] = [
     ("RankCeCriterion", Ok(TaskKind::Ranking)),
     ("SpanCeCriterion", Err(SPANS)),
     ("SeqCeCriterion", Ok(TaskKind::Labelling)),
-    ("MlmCriterion", Err(MASKED)),
+    ("MlmCriterion", Ok(TaskKind::Masked)),
     ("KlCriterion", Err(BETWEEN)),
     ("SymKlCriterion", Err(BETWEEN)),
     ("NsKlCriterion", Err(BETWEEN)),
@@ -103,7 +105,6 @@ const ENCODERS: [(&str, Meaning<()>); 13] = [
 ];
 
 const SPANS: &str = "spans are read from SQuAD's own JSON, by a task of kind span in a run file";
-const MASKED: &str = "masked words are not read from these files; pretrain, and a task of kind masked in a run file, read raw text";
 const GENERATION: &str = "an encoder generates no text";
 const CLUE: &str = "CLUE's files are not read; write the task in another layout";
 const BETWEEN: &str =
@@ -132,11 +133,12 @@ pub(super) fn loss_exists(name: &str) -> Result<(), String> {
 }
 
 /// What a name of `metric_meta` means for a task: accuracy of a ranking is that of its first place, that of labels is
-/// counted by words, and entities have precision and recall beside F1.
+/// counted by words, that of masked words by what is hidden, and entities have precision and recall beside F1.
 pub(super) fn metrics(name: &str, kind: TaskKind) -> Result<Vec<MetricKind>, String> {
     Ok(match (name, kind) {
         ("ACC" | "EmF1", TaskKind::Ranking) => vec![MetricKind::AccuracyAt1],
         ("ACC", TaskKind::Labelling) => vec![MetricKind::TokenAccuracy],
+        ("ACC", TaskKind::Masked) => vec![MetricKind::MaskedAccuracy],
         ("SeqEval" | "SeqEvalList", _) => {
             vec![MetricKind::EntityF1, MetricKind::Precision, MetricKind::Recall]
         }

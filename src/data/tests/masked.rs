@@ -7,6 +7,7 @@ use crate::data::custom::TaskEntry;
 use crate::data::masked::{MaskedOptions, MaskedText, hiding};
 use crate::data::masking::Predictions;
 use crate::data::task::{MetricKind, TaskKind, TaskSpec};
+use crate::data::text::Layout;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Batch, Batching, Capacity, Dataset, Label};
 
@@ -24,15 +25,17 @@ fn an_entry_says_text_and_what_is_hidden() {
     use MetricKind::{MaskedAccuracy, NextAccuracy, Perplexity};
     assert_eq!(spec.metrics, [MaskedAccuracy, NextAccuracy, Perplexity]);
     assert_eq!(spec.masked, Some(MaskedOptions { text: vec!["a".into()], ..MaskedOptions::default() }));
-    let all = "dev_text = [\"b\", \"c\"]\nnext_sentence = false\nmask_share = 0.3";
+    let all = "dev_text = [\"b\", \"c\"]\nnext_sentence = false\nmask_share = 0.3\nsplit = true\nwhole_words = true";
     let spec = resolve(&format!("{MASKED}{all}")).unwrap();
     assert_eq!(spec.metrics, [MaskedAccuracy, Perplexity]);
     let options = spec.masked.unwrap();
     assert_eq!((options.mask_share, options.next_sentence), (0.3, false));
     assert_eq!(options.dev_text, [PathBuf::from("b"), PathBuf::from("c")]);
+    assert_eq!((options.layout, options.whole_words), (Layout::Paragraphs, true));
     // A model keeps what the head is made of, and not where the run's text was.
     let kept: MaskedOptions = serde_json::from_str(&serde_json::to_string(&options).unwrap()).unwrap();
-    assert_eq!(kept, MaskedOptions { text: Vec::new(), dev_text: Vec::new(), ..options });
+    let layout = Layout::Sentences;
+    assert_eq!(kept, MaskedOptions { text: Vec::new(), dev_text: Vec::new(), layout, ..options });
 }
 
 #[test]
@@ -45,6 +48,11 @@ fn what_an_entry_cannot_mean_is_refused() {
             "mask_share = 0.2\ntrain = \"t.tsv\"\ntext_a = 0\nlabel = 1",
             "mask_share is for tasks of kind masked",
         ),
+        (
+            "whole_words = true\ntrain = \"t.tsv\"\ntext_a = 0\nlabel = 1",
+            "whole_words is for tasks of kind masked",
+        ),
+        ("split = true\ntrain = \"t.tsv\"\ntext_a = 0\nlabel = 1", "split is for tasks of kind masked"),
         ("dev_text = []\ntrain = \"t.tsv\"\ntext_a = 0\nlabel = 1", "dev_text is for tasks of kind masked"),
         (
             "next_sentence = true\ntrain = \"t.tsv\"\ntext_a = 0\nlabel = 1",
@@ -121,11 +129,11 @@ impl Place {
 
     fn train(&self, options: &MaskedOptions, seed: u64) -> Result<Dataset, String> {
         let made = self.with(options, None, |text| text.train(seed, &mut |_, _, _| true));
-        made.map(Option::unwrap).map_err(|error| error.to_string())
+        made.map(|made| made.unwrap().dataset).map_err(|error| error.to_string())
     }
 
     fn dev(&self, options: &MaskedOptions) -> Dataset {
-        self.with(options, None, |text| text.dev(&mut |_, _, _| true)).unwrap().unwrap()
+        self.with(options, None, |text| text.dev(&mut |_, _, _| true)).unwrap().unwrap().dataset
     }
 }
 
@@ -175,6 +183,48 @@ fn dev_sets_hide_the_same_tokens_in_every_run_and_say_what_they_were() {
     let hidden = masked.filter(|&(e, mark)| dev.sequence(e)[dev.marks.positions[mark] as usize] == mask);
     assert!(hidden.count() * 10 > 6 * dev.marks.len(), "eight of ten become [MASK]");
     assert!(dev.marks.classes.iter().all(|&class| class > mask));
+}
+
+#[test]
+fn whole_words_are_hidden_together_in_dev_sets_and_in_batches() {
+    let folder = Place::new(&"wx wx wx wx wx wx\n\n".repeat(20));
+    let place =
+        Place { tokenizer: Tokenizer::from_words(["w", "##x"], Default::default()).unwrap(), ..folder };
+    fs::copy(place.path("train.txt"), place.path("dev.txt")).unwrap();
+    for whole_words in [false, true] {
+        let options = MaskedOptions { whole_words, next_sentence: false, mask_share: 0.4, ..place.options() };
+        let dev = place.dev(&options);
+        // [CLS] w ##x w ##x …: the pieces of a word are at 1 and 2, 3 and 4, and so on.
+        let together = |positions: &[u32]| {
+            positions.chunks(2).all(|two| two.len() == 2 && two[0] % 2 == 1 && two[1] == two[0] + 1)
+        };
+        let all = (0..dev.len()).all(|e| together(&dev.marks.positions[dev.marks.of(e)]));
+        assert_eq!(all, whole_words);
+        let train = place.train(&options, 1).unwrap();
+        let mut batch = Batch::new(1);
+        batch.fill(&train, &[0, 1, 2, 3]);
+        batch.hide(train.masking.as_ref().unwrap(), &mut hiding(1, 0), &mut Predictions::default());
+        let positions: Vec<u32> = batch.marked.places.iter().map(|place| place & 0xffff).collect();
+        assert_eq!(together(&positions), whole_words);
+    }
+}
+
+#[test]
+fn paragraphs_are_split_and_one_document_is_warned_of() {
+    let place = Place::new("W1 w2. W3 w4.\n");
+    let split = MaskedOptions { layout: Layout::Paragraphs, ..place.options() };
+    let prepared = |options: &MaskedOptions| {
+        place.with(options, None, |text| text.train(1, &mut |_, _, _| true)).unwrap().unwrap()
+    };
+    let error = place.train(&place.options(), 1).unwrap_err();
+    assert!(error.contains("is a single sentence") && error.contains("split = true"), "{error}");
+    let cut = prepared(&split);
+    let said = "train text of task words: it is one document";
+    assert!(cut.notes.iter().any(|note| note.starts_with(said)), "{:?}", cut.notes);
+    let alone = prepared(&MaskedOptions { next_sentence: false, ..split.clone() });
+    assert!(!alone.notes.iter().any(|note| note.contains("one document")), "{:?}", alone.notes);
+    fs::write(place.path("train.txt"), "W1 w2. W3 w4.\n\n\nW5 w6.\n").unwrap();
+    assert!(!prepared(&split).notes.iter().any(|note| note.contains("one document")));
 }
 
 #[test]
@@ -230,7 +280,7 @@ fn token_ids_are_kept_and_made_anew_where_the_text_changes() {
             told.set(told.get() + 1);
             true
         };
-        text.train(1, &mut progress).unwrap().unwrap()
+        text.train(1, &mut progress).unwrap().unwrap().dataset
     };
     let first = place.with(&options, Some(&cache), make);
     let tokenised = told.get();

@@ -9,6 +9,7 @@ use crate::data::error::DataError;
 use crate::data::san::SanSpec;
 use crate::data::soft::SoftSource;
 use crate::data::task::{MetricKind, Split, TaskKind, TaskSpec, Texts};
+use crate::data::text::Layout;
 use crate::data::tokenizer::{Normalization, Tokenizer};
 use crate::data::{reader, reference};
 
@@ -226,6 +227,41 @@ fn choices_of_a_cloze_are_ranked() {
     assert!(spec.notes[0].contains("there is no F1 of words"), "{:?}", spec.notes);
 }
 
+const MLM: &str = "t: {data_format: MLM, task_type: MaskLM, n_class: 30522, loss: MlmCriterion, metric_meta: [ACC], \
+                   dropout_p: 0.1}";
+
+#[test]
+fn documents_are_text_of_masked_words() {
+    let files = [("bert_lower/t_train.json", ""), ("t_dev.json", ""), ("t_test.json", ""), ("t_dev.tsv", "")];
+    let folder = Folder::new(MLM, &files);
+    let spec = folder.task("t").unwrap();
+    assert_eq!((spec.kind, spec.dropout, spec.files.len()), (TaskKind::Masked, 0.0, 0));
+    assert_eq!(spec.metrics, [MetricKind::MaskedAccuracy]);
+    let masked = spec.masked.unwrap();
+    assert_eq!((masked.layout, masked.whole_words, masked.next_sentence), (Layout::Documents, true, true));
+    assert_eq!(masked.text, [folder.path().join("bert_lower/t_train.json")]);
+    assert_eq!(masked.dev_text, [folder.path().join("t_dev.json")]);
+    assert!(
+        spec.notes[0].contains("n_class has no effect") && spec.notes[1].contains("dropout_p has no effect")
+    );
+    assert!(reference::tasks(&folder.definition(), folder.path()).unwrap()[0].1);
+    let entry = |more: &str| -> Result<TaskSpec, DataError> {
+        let entry: TaskEntry = toml::from_str(more).unwrap();
+        let (data, task_def) = (Some(folder.path().to_path_buf()), Some(folder.definition()));
+        TaskEntry { name: "t".to_string(), data, task_def, ..entry }.resolve()
+    };
+    let said =
+        entry("whole_words = false\nnext_sentence = false\nmask_share = 0.25").unwrap().masked.unwrap();
+    assert_eq!((said.whole_words, said.next_sentence, said.mask_share), (false, false, 0.25));
+    for key in ["text = [\"a\"]", "dev_text = [\"a\"]", "split = true"] {
+        let message = entry(key).unwrap_err().to_string();
+        assert!(message.contains("is said by its task definition"), "{key}: {message}");
+    }
+    assert!(entry("dropout = 0.2").unwrap_err().to_string().contains("dropout means nothing to masked"));
+    let message = Folder::new(MLM, &[("t_train.tsv", "")]).task("t").unwrap_err().to_string();
+    assert!(message.contains("looked for t_train.json, t_dev.json, t_test.json"), "{message}");
+}
+
 #[test]
 fn what_a_definition_cannot_mean_is_refused_by_name() {
     let with = |more: &str| PAIRS.replace('}', &format!(", {more}}}"));
@@ -254,7 +290,12 @@ fn what_a_definition_cannot_mean_is_refused_by_name() {
         (with("split_names: [train, held_out]"), "split_names: \"held_out\""),
         (PAIRS.replace("n_class: 3", "n_class: 0"), "n_class: 0 is not from 1 to 1000"),
         (PAIRS.replace(", n_class: 3", ""), "neither n_class nor labels"),
-        (PAIRS.replace("Classification", "MaskLM"), "task_type: MaskLM is not supported"),
+        (PAIRS.replace("Classification", "MaskLM"), "does not go with task_type MaskLM"),
+        (
+            MLM.replace("MlmCriterion", "CeCriterion"),
+            "loss: CeCriterion trains classification, this is masked",
+        ),
+        (MLM.replace("n_class: 30522", "labels: [a, b]"), "labels: a masked task has none"),
         (PAIRS.replace("Classification", "SequenceGeneration"), "an encoder generates no text"),
         (PAIRS.replace("Classification", "1"), "task_type: 1 is no name"),
         (PAIRS.replace("Classification", "Ranking"), "does not go with task_type Ranking"),

@@ -121,25 +121,7 @@ fn tell_of(name: &str, corpus: &Corpus, tokenizer: &Tokenizer, monitor: &mut dyn
         "{name} text: {} tokens in {} sentences, {} documents, {} files",
         counts.tokens, counts.sentences, counts.documents, counts.files
     )));
-    let mut warn = |text: String| monitor.tell(Event::Warning(&format!("{name} text: {text}")));
-    if counts.dropped > 0 {
-        warn(format!("{} lines were left out, nothing of them is a token", counts.dropped));
-    }
-    if counts.nuls > 0 {
-        warn(format!("{} NUL characters were left out", counts.nuls));
-    }
-    if counts.documents == 1 {
-        warn(
-            "it is one document, so that sentences that do not follow are drawn from it as well: next sentences can \
-             hardly be learnt. Put a blank line between documents"
-                .into(),
-        );
-    }
-    let unknown = corpus.id_counts()[tokenizer.unknown() as usize];
-    if unknown * 100 > counts.tokens {
-        let share = 100.0 * unknown as f64 / counts.tokens as f64;
-        warn(format!(
-            "{share:.1} % of the tokens are [UNK]: is the vocabulary one of this language and casing?"
-        ));
+    for odd in corpus.oddities(tokenizer, true) {
+        monitor.tell(Event::Warning(&format!("{name} text: {odd}")));
     }
 }
