@@ -151,6 +151,49 @@ fn documents_are_masked_beside_other_tasks() {
 }
 
 #[test]
+fn windows_of_questions_are_trained_on_and_measured() {
+    let place = reference_place();
+    let ask = "ask: {data_format: PremiseAndOneHypothesis, task_type: SpanClassification, n_class: 2, \
+               metric_meta: [EmF1], loss: SpanCeCriterion}\n";
+    place.write("task_def.yml", format!("{DEFINITION}{ask}"));
+    // Room for a text beside a question of 64 tokens, which `predict` goes by.
+    let run = fs::read_to_string(place.path("run.toml")).unwrap();
+    let longer =
+        run.replace("_embeddings = 32", "_embeddings = 128").replace("max_length = 32", "max_length = 128");
+    place.write("run.toml", longer);
+    // Who? [CLS] who [SEP] the film was good [SEP]: what the film or song was.
+    let line = |n: usize| {
+        let context = format!("the {} was {}", WORDS[4 + n / 4 % 2], WORDS[n % 4]);
+        let line = json!({
+            "uid": n, "label": [6, 6, 0], "token_id": [2, 15, 3, 11, 9 + n / 4 % 2, 13, 5 + n % 4, 3],
+            "type_id": [0, 0, 0, 1, 1, 1, 1, 1], "mask": [1, 1, 1, 1, 1, 1, 1, 1], "context": context,
+            "answer": WORDS[n % 4],
+            "offset_mapping": [null, null, null, [0, 3], [4, 8], [9, 12], [13, 17], null],
+        });
+        // Two of the four words are a letter shorter.
+        let end = 13 + WORDS[n % 4].len();
+        format!("{}\n", line.to_string().replace("[13,17]", &format!("[13,{end}]")))
+    };
+    let lines: String = (0..48).map(line).collect();
+    place.write("canonical/tiny_lower/ask_train.json", &lines);
+    place.write("canonical/tiny_lower/ask_dev.json", &lines);
+    let ended = place.ok(&[&TRAIN[..], &["--tasks", "ask", "--epochs", "10"]].concat());
+    let row = ended.stdout.lines().find(|line| line.contains("exact-match")).unwrap();
+    let exact: f64 = row.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert_eq!(exact, 1.0, "{}", ended.stdout);
+    let by = |more: &[&str]| place.ok(&[&["eval", "--model", "run/last"], more].concat()).stdout;
+    let by_definition = by(&["--task-def", "task_def.yml", "--data", "canonical"]);
+    assert_eq!(by_definition, by(&["--data", "run/config.toml"]));
+    assert!(by_definition.contains("span-f1"), "{by_definition}");
+    place.write("in.txt", "who\tthe song was poor\n");
+    let answered = place.ok(&["predict", "--model", "run/last", "--task", "ask", "in.txt"]);
+    assert!(answered.stdout.starts_with("poor\t13"), "{}", answered.stdout);
+    fs::remove_dir_all(place.path("run")).unwrap();
+    let long = [&TRAIN[..], &["--tasks", "ask", "--max-length", "7"]].concat();
+    place.refused(&long, &["ask_train.json:1: field \"token_id\" has 8 tokens", "--max-length"]);
+}
+
+#[test]
 fn tasks_are_named_by_their_data_sets_too() {
     let place = reference_place();
     let ended = place.ok(&[&TRAIN[..], &["--tasks", "mood_matched,mood_other", "--epochs", "1"]].concat());

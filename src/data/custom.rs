@@ -357,6 +357,9 @@ impl TaskEntry {
             ("text", self.text.is_some()),
             ("dev_text", self.dev_text.is_some()),
             ("split", self.split.is_some()),
+            ("max_query_length", self.max_query_length.is_some()),
+            ("stride", self.stride.is_some()),
+            ("no_answer", self.no_answer.is_some()),
         ];
         let given = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key);
         match given.chain(self.named_columns().into_iter().map(|(key, _)| key)).next() {

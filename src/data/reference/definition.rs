@@ -40,6 +40,8 @@ pub(super) struct Definition {
     metrics: Option<Vec<MetricKind>>,
     dropout: Option<f32>,
     san: bool,
+    /// Of spans: whether a question may have no answer.
+    no_answer: bool,
     notes: Vec<String>,
 }
 
@@ -70,6 +72,7 @@ impl Definition {
         let mut spec = TaskSpec::new(self.name.clone(), self.kind);
         spec.texts = match self.layout {
             Layout::PremiseOnly => Some(Texts::Single),
+            Layout::PremiseAndOneHypothesis if self.kind == TaskKind::Span => None,
             Layout::PremiseAndOneHypothesis => Some(Texts::Pair),
             Layout::PremiseAndMultiHypothesis | Layout::Sequence | Layout::ClozeChoice | Layout::Mlm => None,
         };
@@ -80,6 +83,9 @@ impl Definition {
             (masked.layout, masked.whole_words) = (text::Layout::Documents, true);
         } else {
             spec.dropout = self.dropout.unwrap_or(spec.dropout);
+        }
+        if let Some(span) = &mut spec.span {
+            span.no_answer = Some(self.no_answer);
         }
         if let Some(metrics) = &self.metrics {
             spec.metrics.clone_from(metrics);
@@ -111,8 +117,9 @@ impl Fields<'_> {
             return Err("task_type and data_format are both ClozeChoice, or neither".to_string());
         }
         let fits = match layout {
-            Layout::PremiseOnly | Layout::PremiseAndOneHypothesis => {
-                matches!(kind, TaskKind::Classification | TaskKind::Regression)
+            Layout::PremiseOnly => matches!(kind, TaskKind::Classification | TaskKind::Regression),
+            Layout::PremiseAndOneHypothesis => {
+                matches!(kind, TaskKind::Classification | TaskKind::Regression | TaskKind::Span)
             }
             Layout::PremiseAndMultiHypothesis | Layout::ClozeChoice => kind == TaskKind::Ranking,
             Layout::Sequence => kind == TaskKind::Labelling,
@@ -152,6 +159,7 @@ impl Fields<'_> {
             metrics: self.metrics(kind)?,
             dropout,
             san: self.bool("enable_san")? == Some(true),
+            no_answer: self.text("task_type")? == Some("SpanClassificationYN"),
             notes: self.notes(name, kind)?,
         })
     }
@@ -193,7 +201,10 @@ impl Fields<'_> {
                 Err(format!("n_class is {classes}, but labels names {}: {}", labels.len(), labels.join(", ")))
             }
             (true, Some(labels), _) => Ok(labels),
-            (false, _, Some(classes)) if classes != 1 && kind != TaskKind::Masked => {
+            (false, _, Some(classes)) if kind == TaskKind::Span && classes != 2 => {
+                Err(format!("n_class is {classes}; a span has a first and a last token, n_class 2"))
+            }
+            (false, _, Some(classes)) if !kind.reads_tokens() && classes != 1 => {
                 Err(format!("n_class is {classes}; a {kind} task has one output, n_class 1"))
             }
             (false, Some(_), _) if kind != TaskKind::Ranking => {
@@ -258,7 +269,8 @@ impl Fields<'_> {
                 "task {name}: adv_loss {loss} is for adversarial training and has no effect here"
             ));
         }
-        if self.texts("metric_meta")?.is_some_and(|names| names.iter().any(|metric| metric == "EmF1")) {
+        let metrics = self.texts("metric_meta")?.unwrap_or_default();
+        if kind == TaskKind::Ranking && metrics.iter().any(|metric| metric == "EmF1") {
             notes.push(format!(
                 "task {name}: of EmF1 the exact match is given, as accuracy@1; there is no F1 of words"
             ));

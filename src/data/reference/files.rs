@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::definition::Definition;
 use super::names::Layout;
 use crate::data::error::{DataError, list};
-use crate::data::task::{Column, Columns, Format, Quirks, SourceFile, Split};
+use crate::data::task::{Column, Columns, Format, Quirks, SourceFile, Split, TaskKind};
 
 /// What a split is for, by its name: `train`, or `dev` or `test` at its end.
 pub(super) fn split_of(name: &str) -> Option<Split> {
@@ -29,10 +29,10 @@ pub(super) struct Found {
 }
 
 /// The files of a task in a folder: `<task>_<split>.tsv`, text; else `<task>_<split>.json`, token ids, there or in the
-/// one folder `<model>_lower` or `<model>_cased` that preprocessing has made in it. Of masked words there is the second
-/// alone.
+/// one folder `<model>_lower` or `<model>_cased` that preprocessing has made in it. Of masked words and of spans there is
+/// the second alone.
 pub(super) fn find(definition: &Definition, data: &Path) -> Result<Vec<Found>, DataError> {
-    let has_text = definition.layout != Layout::Mlm;
+    let has_text = !matches!(definition.kind, TaskKind::Masked | TaskKind::Span);
     let folders = token_folders(data)?;
     let mut files = Vec::new();
     for name in &definition.splits {

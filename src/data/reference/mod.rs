@@ -2,12 +2,13 @@
 //! of token ids that its preprocessing makes of that.
 //!
 //! [`definition`] reads the YAML and checks every key; [`names`] says what each name in it means here, or why it means
-//! nothing; [`files`] finds a task's files; [`hypotheses`] and [`tokens`] read what is laid out as no other file is.
+//! nothing; [`files`] finds a task's files; [`hypotheses`], [`tokens`] and [`spans`] read what is laid out as no other file is.
 
 mod definition;
 mod files;
 pub(super) mod hypotheses;
 mod names;
+mod spans;
 pub(super) mod tokens;
 
 use std::path::Path;

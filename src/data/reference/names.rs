@@ -40,8 +40,8 @@ const TASK_TYPES: [(&str, Meaning<TaskKind>); 12] = [
     ("Classification", Ok(TaskKind::Classification)),
     ("Regression", Ok(TaskKind::Regression)),
     ("Ranking", Ok(TaskKind::Ranking)),
-    ("SpanClassification", Err(SPANS)),
-    ("SpanClassificationYN", Err(SPANS)),
+    ("SpanClassification", Ok(TaskKind::Span)),
+    ("SpanClassificationYN", Ok(TaskKind::Span)),
     ("SequenceLabeling", Ok(TaskKind::Labelling)),
     ("MaskLM", Ok(TaskKind::Masked)),
     ("SpanSequenceLabeling", Err("its head exists in no published model and its data in no published file")),
@@ -56,7 +56,7 @@ const LOSSES: [(&str, Meaning<TaskKind>); 12] = [
     ("CeCriterion", Ok(TaskKind::Classification)),
     ("MseCriterion", Ok(TaskKind::Regression)),
     ("RankCeCriterion", Ok(TaskKind::Ranking)),
-    ("SpanCeCriterion", Err(SPANS)),
+    ("SpanCeCriterion", Ok(TaskKind::Span)),
     ("SeqCeCriterion", Ok(TaskKind::Labelling)),
     ("MlmCriterion", Ok(TaskKind::Masked)),
     ("KlCriterion", Err(BETWEEN)),
@@ -75,7 +75,7 @@ const METRICS: [(&str, Meaning<MetricKind>); 13] = [
     ("Spearman", Ok(MetricKind::Spearman)),
     ("AUC", Ok(MetricKind::Auc)),
     ("SeqEval", Ok(MetricKind::EntityF1)),
-    ("EmF1", Err(SPANS)),
+    ("EmF1", Ok(MetricKind::ExactMatch)),
     ("F1MAC", Ok(MetricKind::F1Macro)),
     ("F1MIC", Ok(MetricKind::F1Micro)),
     (
@@ -84,7 +84,7 @@ const METRICS: [(&str, Meaning<MetricKind>); 13] = [
             "a confusion matrix is no number that the best checkpoint could be chosen by; name ACC and F1MAC",
         ),
     ),
-    ("EmF12", Err(SPANS)),
+    ("EmF12", Ok(MetricKind::ExactMatch)),
     ("SeqEvalList", Ok(MetricKind::EntityF1)),
 ];
 
@@ -104,7 +104,6 @@ const ENCODERS: [(&str, Meaning<()>); 13] = [
     ("MSRLONGT5", Err(ENCODER)),
 ];
 
-const SPANS: &str = "spans are read from SQuAD's own JSON, by a task of kind span in a run file";
 const GENERATION: &str = "an encoder generates no text";
 const CLUE: &str = "CLUE's files are not read; write the task in another layout";
 const BETWEEN: &str =
@@ -139,6 +138,7 @@ pub(super) fn metrics(name: &str, kind: TaskKind) -> Result<Vec<MetricKind>, Str
         ("ACC" | "EmF1", TaskKind::Ranking) => vec![MetricKind::AccuracyAt1],
         ("ACC", TaskKind::Labelling) => vec![MetricKind::TokenAccuracy],
         ("ACC", TaskKind::Masked) => vec![MetricKind::MaskedAccuracy],
+        ("EmF1" | "EmF12", TaskKind::Span) => vec![MetricKind::SpanF1, MetricKind::ExactMatch],
         ("SeqEval" | "SeqEvalList", _) => {
             vec![MetricKind::EntityF1, MetricKind::Precision, MetricKind::Recall]
         }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 
 use serde_json::Value;
 
+use super::spans;
 use crate::data::cache::Prepared;
 use crate::data::dataset::{Dataset, Label};
 use crate::data::error::DataError;
@@ -28,10 +29,13 @@ pub(in crate::data) fn prepare(
 ) -> Result<Prepared, DataError> {
     let input =
         BufReader::with_capacity(1 << 16, File::open(&file.path).map_err(DataError::read(&file.path))?);
-    parse(input, file, spec, tokenizer, max_length)
+    match spec.kind {
+        TaskKind::Span => spans::parse(input, file, spec, tokenizer, max_length),
+        _ => parse(input, file, spec, tokenizer, max_length),
+    }
 }
 
-pub(super) fn parse(
+fn parse(
     input: impl BufRead,
     file: &SourceFile,
     spec: &TaskSpec,
@@ -86,12 +90,12 @@ pub(super) fn have_soft_labels(spec: &TaskSpec) -> Result<bool, DataError> {
 }
 
 /// One line of a file.
-struct Line<'a> {
-    file: &'a SourceFile,
-    spec: &'a TaskSpec,
-    tokenizer: &'a Tokenizer,
-    max_length: usize,
-    row: &'a Row,
+pub(super) struct Line<'a> {
+    pub(super) file: &'a SourceFile,
+    pub(super) spec: &'a TaskSpec,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) max_length: usize,
+    pub(super) row: &'a Row,
 }
 
 impl Line<'_> {
@@ -139,20 +143,48 @@ impl Line<'_> {
         types: &Value,
         mask: Option<&Value>,
     ) -> Result<(), DataError> {
+        let mask = mask.map(|mask| ("attention_mask", mask));
+        let (ids, second) = self.checked(ids, types, mask)?;
+        if ids.len() <= self.max_length {
+            dataset.push_sequence(&ids, second as u32);
+            return Ok(());
+        }
+        // Without their [CLS] and [SEP] they are cut as any text is.
+        let end = ids.len() - 1;
+        let cut = match second == ids.len() {
+            true => self.tokenizer.pack(&ids[1..end], None, self.max_length),
+            false => {
+                let first = &ids[1..(second - 1).max(1)];
+                self.tokenizer.pack(first, Some(&ids[second..end]), self.max_length)
+            }
+        };
+        dataset.push_sequence(&cut.ids, cut.second);
+        dataset.truncated += 1;
+        Ok(())
+    }
+
+    /// A sequence without its padding, seen to be of the vocabulary, and where its second text begins. The mask goes by the
+    /// key that it has in the line.
+    pub(super) fn checked(
+        &self,
+        ids: &Value,
+        types: &Value,
+        mask: Option<(&str, &Value)>,
+    ) -> Result<(Vec<u32>, usize), DataError> {
         let mut ids = self.numbers("token_id", ids)?;
         let mut types = self.numbers("type_id", types)?;
         if types.len() != ids.len() {
             return Err(self.wrong("type_id", format!("has {} numbers, token_id {}", types.len(), ids.len())));
         }
-        if let Some(mask) = mask {
-            let mask = self.numbers("attention_mask", mask)?;
+        if let Some((key, mask)) = mask {
+            let mask = self.numbers(key, mask)?;
             if mask.len() != ids.len() {
                 let reason = format!("has {} numbers, token_id {}", mask.len(), ids.len());
-                return Err(self.wrong("attention_mask", reason));
+                return Err(self.wrong(key, reason));
             }
             let live = mask.iter().take_while(|&&one| one == 1).count();
             if mask[live..].iter().any(|&zero| zero != 0) {
-                return Err(self.wrong("attention_mask", "is not ones, then zeros for padding".to_string()));
+                return Err(self.wrong(key, "is not ones, then zeros for padding".to_string()));
             }
             ids.truncate(live);
             types.truncate(live);
@@ -175,22 +207,7 @@ impl Line<'_> {
         if second == 0 || types[second..].iter().any(|&kind| kind != 1) {
             return Err(self.wrong("type_id", "is not zeros, then ones for a second text".to_string()));
         }
-        if ids.len() <= self.max_length {
-            dataset.push_sequence(&ids, second as u32);
-            return Ok(());
-        }
-        // Without their [CLS] and [SEP] they are cut as any text is.
-        let end = ids.len() - 1;
-        let cut = match second == ids.len() {
-            true => self.tokenizer.pack(&ids[1..end], None, self.max_length),
-            false => {
-                let first = &ids[1..(second - 1).max(1)];
-                self.tokenizer.pack(first, Some(&ids[second..end]), self.max_length)
-            }
-        };
-        dataset.push_sequence(&cut.ids, cut.second);
-        dataset.truncated += 1;
-        Ok(())
+        Ok((ids, second))
     }
 
     fn label(&self, candidates: usize) -> Result<Label, DataError> {
@@ -269,15 +286,15 @@ impl Line<'_> {
         numbers.ok_or_else(|| self.wrong(key, "is no list of whole numbers from 0".to_string()))
     }
 
-    fn get(&self, key: &str) -> Result<&Value, DataError> {
+    pub(super) fn get(&self, key: &str) -> Result<&Value, DataError> {
         self.row.value(&Place::Key(key.to_string())).map_err(|reason| self.wrong(key, reason))
     }
 
-    fn find(&self, key: &str) -> Option<&Value> {
+    pub(super) fn find(&self, key: &str) -> Option<&Value> {
         self.row.value(&Place::Key(key.to_string())).ok().filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, field: &str, reason: String) -> DataError {
+    pub(super) fn wrong(&self, field: &str, reason: String) -> DataError {
         let (path, line) = (self.file.path.clone(), self.row.line);
         DataError::Field { path, line, field: field.to_string(), reason }
     }

@@ -7,5 +7,6 @@ mod pretraining;
 mod qnli;
 mod real_files;
 mod reference;
+mod reference_spans;
 mod token_files;
 mod traps;

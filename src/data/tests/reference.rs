@@ -16,10 +16,10 @@ use crate::data::{reader, reference};
 const GLUE: &str = include_str!("../../../tests/fixtures/glue_task_def.yml");
 
 /// A folder with a task definition and files.
-struct Folder(tempfile::TempDir);
+pub(super) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new(definition: &str, files: &[(&str, &str)]) -> Self {
+    pub(super) fn new(definition: &str, files: &[(&str, &str)]) -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         std::fs::write(folder.definition(), definition).unwrap();
         for (name, text) in files {
@@ -30,15 +30,15 @@ impl Folder {
         folder
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn definition(&self) -> PathBuf {
+    pub(super) fn definition(&self) -> PathBuf {
         self.path().join("task_def.yml")
     }
 
-    fn task(&self, name: &str) -> Result<TaskSpec, DataError> {
+    pub(super) fn task(&self, name: &str) -> Result<TaskSpec, DataError> {
         reference::task(&self.definition(), name, self.path())
     }
 }
@@ -55,7 +55,7 @@ fn refusal(definition: &str) -> String {
 }
 
 /// `[PAD] [UNK] [CLS] [SEP] [MASK]` are 0 to 4, then a, b and c.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     Tokenizer::from_words(["a", "b", "c"], Normalization::default()).unwrap()
 }
 
@@ -275,8 +275,12 @@ fn what_a_definition_cannot_mean_is_refused_by_name() {
         (with("kd_loss: SymKl"), "did you mean \"SymKlCriterion\"?"),
         (with("metric_meta: [ACC, CMAT]"), "CMAT is not supported"),
         (with("metric_meta: [SeqEval]"), "does not measure classification"),
-        (with("metric_meta: [EmF1]"), "EmF1 is not supported: spans are read from SQuAD's own JSON"),
-        (PAIRS.replace("Classification", "SpanClassificationYN"), "a task of kind span in a run file"),
+        (with("metric_meta: [EmF1]"), "metric exact-match does not measure classification"),
+        (
+            PAIRS.replace("Classification", "SpanClassificationYN"),
+            "n_class is 3; a span has a first and a last",
+        ),
+        (RANKS.replace("Ranking", "SpanClassification"), "does not go with task_type SpanClassification"),
         (PAIRS.replace("Classification", "SequenceLabeling"), "does not go with task_type SequenceLabeling"),
         (with("metric_meta: [acc]"), "did you mean \"ACC\"?"),
         (with("metric_meta: [Pearson]"), "metric pearson does not measure classification"),
