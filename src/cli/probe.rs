@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use anyhow::bail;
 use clap::Args;
 use mtdnn_raw::data::{Dataset, Example, Label, Split, TaskKind, TaskSpec, Text, cache, glue, reader};
 use mtdnn_raw::train::baseline::baseline;
-use mtdnn_raw::train::probe::{LOGISTIC_GRID, Matrix, Probed, RIDGE_GRID, Set, pair_features, probe};
+use mtdnn_raw::train::probe::{LOGISTIC_GRID, Matrix, Probed, RIDGE_GRID, Set, fits, pair_features, probe};
 use mtdnn_raw::train::signals::Stop;
 use serde_json::{Map, Value, json};
 
+use super::console::Counter;
 use super::device::DeviceArgs;
 use super::model::Loaded;
 use super::table::Table;
@@ -115,7 +117,10 @@ pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<Exit> {
         );
         let train = vectors.set(&train.1);
         let measured: Vec<Set> = sets.iter().map(|(_, examples)| vectors.set(examples)).collect();
-        let probed = probe(&task.spec, &train, &measured, args.folds, args.seed);
+        let counter = Mutex::new(Counter::new(&task.spec.name, "fits", fits(args.folds)));
+        let done = || counter.lock().expect("no other thread has panicked").next();
+        let probed = probe(&task.spec, &train, &measured, args.folds, args.seed, &done);
+        drop(counter);
         say_doubts(&task.spec, &probed);
         let known = train.answers();
         let baselines: Vec<Vec<f64>> =

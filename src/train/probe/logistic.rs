@@ -1,9 +1,10 @@
-//! Multinomial logistic regression with a penalty on the squares of the weights, by L-BFGS.
+//! Multinomial logistic regression with a penalty on the squares of the weights, by L-BFGS with a bound on its curvature.
 
 use std::collections::VecDeque;
 
 use rayon::prelude::*;
 
+use super::scatter::{Factor, Scatter};
 use super::{Matrix, add_scaled, dot};
 
 /// A row of weights and an intercept for each class.
@@ -44,21 +45,30 @@ impl Logistic {
     }
 
     /// Goes on from its present weights to the least of `C sum(loss) + |w|^2 / 2`, over the examples `rows` of `features`,
-    /// whose classes are `classes[row]`. False if it came to the end of its steps first.
+    /// whose classes are `classes[row]` and whose sums are `scatter`. False if it came to the end of its steps first.
     ///
-    /// The method is L-BFGS (Liu and Nocedal 1989) with halved steps. The same bits at any number of threads.
-    pub fn fit(&mut self, features: &Matrix, rows: &[usize], classes: &[u32], c: f64) -> bool {
+    /// The method is L-BFGS (Liu and Nocedal 1989) with halved steps, whose first guess of the curvature is Böhning's bound
+    /// ([`Bound`]). The same bits at any number of threads.
+    pub fn fit(
+        &mut self,
+        features: &Matrix,
+        rows: &[usize],
+        classes: &[u32],
+        scatter: &Scatter,
+        c: f64,
+    ) -> bool {
         assert_eq!(features.columns(), self.columns, "columns of the features and of the weights");
         // Divided by C and the number of examples, so that a tolerance means the same for all of them.
         let penalty = 1.0 / (c * rows.len() as f64);
         let objective = |values: &[f64]| self::objective(values, features, rows, classes, penalty);
+        let bound = Bound::new(scatter, penalty);
         let (mut value, mut gradient) = objective(&self.values);
         let mut memory: VecDeque<(Vec<f64>, Vec<f64>)> = VecDeque::new(); // steps and changes of the gradient
         for _ in 0..STEPS {
             if gradient.iter().all(|element| element.abs() <= TOLERANCE) {
                 return true;
             }
-            let direction = direction(&gradient, &memory);
+            let direction = direction(&gradient, &memory, &bound);
             let slope = dot(&gradient, &direction);
             let mut size = 1.0;
             let next = (0..HALVINGS).find_map(|_| {
@@ -137,9 +147,36 @@ fn objective(
     (loss, gradient)
 }
 
+/// What the curvature of the mean loss is at most, whatever the weights: `(x'x / n) / 2` for the weights of each class
+/// (Böhning 1992, with features less their means, which the intercept makes up for), and the penalty.
+///
+/// On the 768 features of MRPC's 3668 pairs by MiniLM's vectors, 41 fits took 7 s on two cores; from a first guess of one for
+/// all weights they had not ended after 3 minutes.
+struct Bound {
+    factor: Factor,
+    mean: Vec<f64>,
+}
+
+impl Bound {
+    fn new(scatter: &Scatter, penalty: f64) -> Self {
+        Self { factor: scatter.factor(0.5 / scatter.count, penalty), mean: scatter.mean() }
+    }
+
+    /// Multiplies `[classes, columns + 1]` by the bound's inverse.
+    fn divide(&self, values: &mut [f64]) {
+        for class in values.chunks_exact_mut(self.mean.len() + 1) {
+            let (intercept, weights) = class.split_last_mut().expect("an intercept");
+            // A gradient by features less their means, a step in them, and the intercept that makes up for the means.
+            add_scaled(weights, -*intercept, &self.mean);
+            self.factor.solve(weights);
+            *intercept = 2.0 * *intercept - dot(weights, &self.mean);
+        }
+    }
+}
+
 /// Where to go: the gradient by what the last steps say of the curvature, downwards (Nocedal and Wright 2006, algorithm
 /// 7.4).
-fn direction(gradient: &[f64], memory: &VecDeque<(Vec<f64>, Vec<f64>)>) -> Vec<f64> {
+fn direction(gradient: &[f64], memory: &VecDeque<(Vec<f64>, Vec<f64>)>, bound: &Bound) -> Vec<f64> {
     let mut direction: Vec<f64> = gradient.iter().map(|element| -element).collect();
     let mut shares = Vec::new();
     for (step, change) in memory.iter().rev() {
@@ -147,8 +184,11 @@ fn direction(gradient: &[f64], memory: &VecDeque<(Vec<f64>, Vec<f64>)>) -> Vec<f
         add_scaled(&mut direction, -share, change);
         shares.push(share);
     }
+    bound.divide(&mut direction);
     if let Some((step, change)) = memory.back() {
-        let scale = dot(step, change) / dot(change, change);
+        let mut bounded = change.clone();
+        bound.divide(&mut bounded);
+        let scale = dot(step, change) / dot(change, &bounded);
         direction.iter_mut().for_each(|element| *element *= scale);
     }
     for ((step, change), share) in memory.iter().zip(shares.into_iter().rev()) {

@@ -8,6 +8,7 @@
 
 pub mod logistic;
 pub mod ridge;
+pub mod scatter;
 
 use rayon::prelude::*;
 
@@ -17,6 +18,7 @@ use crate::data::{Dataset, Label, MetricKind, TaskKind, TaskSpec};
 use crate::random::Random;
 use logistic::Logistic;
 use ridge::Moments;
+use scatter::Scatter;
 
 /// The inverse strengths `C` of the penalty that a logistic regression chooses from, the strongest penalty first.
 pub const LOGISTIC_GRID: [f64; 8] = [0.015625, 0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0];
@@ -113,76 +115,111 @@ pub struct Probed {
 
 /// Fits a linear model to `train`, with the penalty that is best over so many folds of it, and measures it on `sets`.
 ///
-/// The same bits at any number of threads. Folds are drawn by `seed`, with the shares of the classes in each.
+/// The same bits at any number of threads. Folds are drawn by `seed`, with the shares of the classes in each. Each fit that
+/// is done is told to `done`.
 ///
 /// # Panics
 /// If the task is neither classification nor regression, or a fold would be empty.
-pub fn probe(spec: &TaskSpec, train: &Set, sets: &[Set], folds: usize, seed: u64) -> Probed {
+pub fn probe(
+    spec: &TaskSpec,
+    train: &Set,
+    sets: &[Set],
+    folds: usize,
+    seed: u64,
+    done: &(dyn Fn() + Sync),
+) -> Probed {
     assert!(folds >= 2 && folds <= train.labels.len(), "{folds} folds of {} examples", train.labels.len());
     match spec.kind {
         TaskKind::Classification => {
-            by_logistic(spec, train, sets, &deal(&train.classes(), folds, seed), folds)
+            by_logistic(spec, train, sets, &held_out(&train.classes(), folds, seed), done)
         }
         TaskKind::Regression => {
-            by_ridge(spec, train, sets, &deal(&vec![0; train.labels.len()], folds, seed), folds)
+            by_ridge(spec, train, sets, &held_out(&vec![0; train.labels.len()], folds, seed), done)
         }
         kind => panic!("{kind} is not probed"),
     }
 }
 
-fn by_logistic(spec: &TaskSpec, train: &Set, sets: &[Set], fold_of: &[usize], folds: usize) -> Probed {
-    let classes = train.classes();
-    let mut sums = vec![0.0; LOGISTIC_GRID.len()];
-    let mut unfinished = 0;
-    for fold in 0..folds {
-        let (held, rest): (Vec<usize>, Vec<usize>) =
-            (0..classes.len()).partition(|&row| fold_of[row] == fold);
-        let gold: Vec<u32> = held.iter().map(|&row| classes[row]).collect();
-        // Each fit starts from the one before, whose penalty was stronger.
-        let mut model = Logistic::zero(spec.outputs(), train.features.columns());
-        for (&c, sum) in LOGISTIC_GRID.iter().zip(&mut sums) {
-            unfinished += usize::from(!model.fit(&train.features, &rest, &classes, c));
-            let predicted: Vec<u32> =
-                held.iter().map(|&row| argmax(&model.logits(train.features.row(row)))).collect();
-            *sum += metrics::accuracy(&predicted, &gold);
-        }
-    }
-    let (best, validation) = best_of(&sums, folds);
-    let all: Vec<usize> = (0..classes.len()).collect();
-    let mut model = Logistic::zero(spec.outputs(), train.features.columns());
-    unfinished += usize::from(!model.fit(&train.features, &all, &classes, LOGISTIC_GRID[best]));
+/// How many fits [`probe`] does: one a fold and value of the grid, and that of the whole train set.
+pub fn fits(folds: usize) -> usize {
+    folds * LOGISTIC_GRID.len() + 1
+}
+
+fn by_logistic(
+    spec: &TaskSpec,
+    train: &Set,
+    sets: &[Set],
+    folds: &[Vec<usize>],
+    done: &(dyn Fn() + Sync),
+) -> Probed {
+    let (features, classes) = (&train.features, train.classes());
+    let parts: Vec<Scatter> = folds.iter().map(|held| Scatter::of(features, held)).collect();
+    let mut all = Scatter::zero(features.columns());
+    parts.iter().for_each(|part| all.add(1.0, part));
+    // Folds side by side. `[folds, grid]`: the accuracy, and whether the fit has converged.
+    let of_folds: Vec<Vec<(f64, bool)>> = (folds.par_iter().zip(&parts))
+        .map(|(held, part)| {
+            let rest = others(held, classes.len());
+            let mut scatter = all.clone();
+            scatter.add(-1.0, part);
+            let gold: Vec<u32> = held.iter().map(|&row| classes[row]).collect();
+            // Each fit starts from the one before, whose penalty was stronger.
+            let mut model = Logistic::zero(spec.outputs(), features.columns());
+            let fit = |&c: &f64| {
+                let converged = model.fit(features, &rest, &classes, &scatter, c);
+                let answer = |&row: &usize| argmax(&model.logits(features.row(row)));
+                let predicted: Vec<u32> = held.iter().map(answer).collect();
+                done();
+                (metrics::accuracy(&predicted, &gold), converged)
+            };
+            LOGISTIC_GRID.iter().map(fit).collect()
+        })
+        .collect();
+    let accuracies: Vec<Vec<f64>> =
+        of_folds.iter().map(|fold| fold.iter().map(|fit| fit.0).collect()).collect();
+    let (best, validation) = best_of(&accuracies);
+    let rows: Vec<usize> = (0..classes.len()).collect();
+    let mut model = Logistic::zero(spec.outputs(), features.columns());
+    let converged = model.fit(features, &rows, &classes, &all, LOGISTIC_GRID[best]);
+    done();
     let metrics = sets.iter().map(|set| {
         let rows = 0..set.features.rows();
         let logits: Vec<f32> = rows.flat_map(|row| model.logits(set.features.row(row))).collect();
         measure(spec, &set.answers(), &logits)
     });
+    let unfinished = of_folds.iter().flatten().filter(|fit| !fit.1).count() + usize::from(!converged);
     Probed { strength: LOGISTIC_GRID[best], validation, metrics: metrics.collect(), unfinished }
 }
 
-fn by_ridge(spec: &TaskSpec, train: &Set, sets: &[Set], fold_of: &[usize], folds: usize) -> Probed {
-    let scores = train.scores();
-    let held: Vec<Vec<usize>> =
-        (0..folds).map(|fold| (0..scores.len()).filter(|&row| fold_of[row] == fold).collect()).collect();
-    // The sums of all but one fold are those of all less those of the fold.
-    let parts: Vec<Moments> = held.iter().map(|rows| Moments::of(&train.features, rows, &scores)).collect();
-    let mut all = Moments::zero(train.features.columns());
-    parts.iter().for_each(|part| all.add(part));
-    let mut sums = vec![0.0; RIDGE_GRID.len()];
-    for (part, held) in parts.iter().zip(&held) {
-        let rest = all.without(part);
-        let gold: Vec<f32> = held.iter().map(|&row| scores[row] as f32).collect();
-        let correlations: Vec<f64> = RIDGE_GRID
-            .par_iter()
-            .map(|&penalty| {
+fn by_ridge(
+    spec: &TaskSpec,
+    train: &Set,
+    sets: &[Set],
+    folds: &[Vec<usize>],
+    done: &(dyn Fn() + Sync),
+) -> Probed {
+    let (features, scores) = (&train.features, train.scores());
+    let parts: Vec<Moments> = folds.iter().map(|held| Moments::of(features, held, &scores)).collect();
+    let mut all = Moments::zero(features.columns());
+    parts.iter().for_each(|part| all.add(1.0, part));
+    let of_folds: Vec<Vec<f64>> = (folds.iter().zip(&parts))
+        .map(|(held, part)| {
+            // The sums of all but one fold are those of all less those of the fold.
+            let mut rest = all.clone();
+            rest.add(-1.0, part);
+            let gold: Vec<f32> = held.iter().map(|&row| scores[row] as f32).collect();
+            let fit = |&penalty: &f64| {
                 let model = rest.solve(penalty);
-                let answer = |&row: &usize| model.answer(train.features.row(row)) as f32;
+                let answer = |&row: &usize| model.answer(features.row(row)) as f32;
+                done();
                 metrics::pearson(&held.iter().map(answer).collect::<Vec<_>>(), &gold)
-            })
-            .collect();
-        sums.iter_mut().zip(correlations).for_each(|(sum, correlation)| *sum += correlation);
-    }
-    let (best, validation) = best_of(&sums, folds);
+            };
+            RIDGE_GRID.par_iter().map(fit).collect()
+        })
+        .collect();
+    let (best, validation) = best_of(&of_folds);
     let model = all.solve(RIDGE_GRID[best]);
+    done();
     let metrics = sets.iter().map(|set| {
         let answer = |row| model.answer(set.features.row(row)) as f32;
         let answers: Vec<f32> = (0..set.features.rows()).map(answer).collect();
@@ -191,20 +228,31 @@ fn by_ridge(spec: &TaskSpec, train: &Set, sets: &[Set], fold_of: &[usize], folds
     Probed { strength: RIDGE_GRID[best], validation, metrics: metrics.collect(), unfinished: 0 }
 }
 
-/// The place of the largest sum, the first of equal ones (the stronger penalty), and the means.
-fn best_of(sums: &[f64], folds: usize) -> (usize, Vec<f64>) {
-    let best = (0..sums.len()).rev().max_by(|&a, &b| sums[a].total_cmp(&sums[b])).expect("a grid has values");
-    (best, sums.iter().map(|sum| sum / folds as f64).collect())
+/// The place in the grid with the largest mean over the folds, the first of equal ones (the stronger penalty), and the
+/// means of all. From `[folds, grid]`.
+fn best_of(of_folds: &[Vec<f64>]) -> (usize, Vec<f64>) {
+    let mean = |place: usize| of_folds.iter().map(|fold| fold[place]).sum::<f64>() / of_folds.len() as f64;
+    let means: Vec<f64> = (0..of_folds[0].len()).map(mean).collect();
+    let best = (0..means.len()).rev().max_by(|&a, &b| means[a].total_cmp(&means[b])).expect("a grid has values");
+    (best, means)
 }
 
-/// The fold of each example: shuffled, then dealt out class by class.
-fn deal(classes: &[u32], folds: usize, seed: u64) -> Vec<usize> {
+/// The examples of each fold: shuffled, then dealt out class by class.
+fn held_out(classes: &[u32], folds: usize, seed: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..classes.len()).collect();
     Random::new(seed, FOLDS).shuffle(&mut order);
     order.sort_by_key(|&row| classes[row]);
-    let mut fold_of = vec![0; classes.len()];
-    order.iter().enumerate().for_each(|(place, &row)| fold_of[row] = place % folds);
-    fold_of
+    let fold = |fold| {
+        let mut rows: Vec<usize> = order.iter().copied().skip(fold).step_by(folds).collect();
+        rows.sort_unstable();
+        rows
+    };
+    (0..folds).map(fold).collect()
+}
+
+/// The examples that are not in a fold.
+fn others(held: &[usize], examples: usize) -> Vec<usize> {
+    (0..examples).filter(|row| held.binary_search(row).is_err()).collect()
 }
 
 /// Products of two rows, summed in eight lanes.

@@ -37,7 +37,11 @@ fn ridge_has_the_weights_of_scikit_learn() {
     }
     // A fold's sums taken off are the sums of the rest.
     let (held, rest) = rows.split_at(20);
-    let by_difference = moments.without(&Moments::of(&features, held, &scores)).solve(1.0);
+    let by_difference = {
+        let mut rest = moments.clone();
+        rest.add(-1.0, &Moments::of(&features, held, &scores));
+        rest.solve(1.0)
+    };
     assert_close(&by_difference.weights, &Moments::of(&features, rest, &scores).solve(1.0).weights, 1e-10);
 }
 
@@ -47,10 +51,11 @@ fn logistic_regression_has_the_weights_of_scikit_learn() {
     let features = features(&fixture);
     let classes: Vec<u32> = numbers(&fixture["classes"]).iter().map(|&class| class as u32).collect();
     let rows: Vec<usize> = (0..classes.len()).collect();
+    let scatter = Scatter::of(&features, &rows);
     // One model for all strengths: where a fit starts from does not matter.
     let mut model = Logistic::zero(3, features.columns());
     for case in fixture["logistic"].as_array().unwrap() {
-        assert!(model.fit(&features, &rows, &classes, case["c"].as_f64().unwrap()));
+        assert!(model.fit(&features, &rows, &classes, &scatter, case["c"].as_f64().unwrap()));
         let intercepts = numbers(&case["intercepts"]);
         let mean = (0..3).map(|class| model.of_class(class)[features.columns()]).sum::<f64>() / 3.0;
         for class in 0..3 {
@@ -64,7 +69,7 @@ fn logistic_regression_has_the_weights_of_scikit_learn() {
     let is_one: Vec<u32> = classes.iter().map(|&class| u32::from(class == 1)).collect();
     for case in fixture["binary"].as_array().unwrap() {
         let mut model = Logistic::zero(2, features.columns());
-        assert!(model.fit(&features, &rows, &is_one, case["c"].as_f64().unwrap()));
+        assert!(model.fit(&features, &rows, &is_one, &scatter, case["c"].as_f64().unwrap()));
         let ours: Vec<f64> = rows
             .iter()
             .map(|&row| {
@@ -85,13 +90,18 @@ fn features_of_a_pair_are_distances_and_products() {
 #[test]
 fn folds_hold_every_example_once_and_the_shares_of_the_classes() {
     let classes: Vec<u32> = (0..40).map(|row| u32::from(row % 4 == 0)).collect();
-    let fold_of = deal(&classes, 5, 1);
-    for fold in 0..5 {
-        let of = |class| (0..40).filter(|&row| fold_of[row] == fold && classes[row] == class).count();
-        assert_eq!((of(0), of(1)), (6, 2), "fold {fold}");
+    let folds = held_out(&classes, 5, 1);
+    for held in &folds {
+        let of = |class| held.iter().filter(|&&row| classes[row] == class).count();
+        assert_eq!((of(0), of(1)), (6, 2), "{held:?}");
+        assert_eq!([held.clone(), others(held, 40)].concat().len(), 40);
+        assert!(others(held, 40).iter().all(|row| !held.contains(row)));
     }
-    assert_ne!(fold_of, deal(&classes, 5, 2), "the seed does not matter");
-    assert_ne!(fold_of, deal(&classes, 4, 1));
+    let mut all = folds.concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..40).collect::<Vec<_>>());
+    assert_ne!(folds, held_out(&classes, 5, 2), "the seed does not matter");
+    assert_ne!(folds, held_out(&classes, 4, 1));
 }
 
 /// Twenty noisy features, of which one tells the answer. `examples` of them, drawn by `seed`.
@@ -120,7 +130,7 @@ fn spec(kind: TaskKind) -> TaskSpec {
 fn the_penalty_is_the_best_of_the_folds_and_beats_the_weakest() {
     for kind in [TaskKind::Classification, TaskKind::Regression] {
         let (train, dev) = (set(kind, 60, 1), set(kind, 500, 2));
-        let probed = probe(&spec(kind), &train, &[dev], 5, 0);
+        let probed = probe(&spec(kind), &train, &[dev], 5, 0, &|| {});
         let grid = if kind == TaskKind::Regression { RIDGE_GRID } else { LOGISTIC_GRID };
         let chosen = grid.iter().position(|&value| value == probed.strength).unwrap();
         let best = probed.validation.iter().copied().fold(f64::MIN, f64::max);
@@ -130,9 +140,9 @@ fn the_penalty_is_the_best_of_the_folds_and_beats_the_weakest() {
         let (_, main) = probed.metrics[0][0];
         assert!(main > 0.85, "{kind}: {main}");
         assert_eq!(probed.unfinished, 0);
-        let other = probe(&spec(kind), &train, &[], 5, 1);
+        let other = probe(&spec(kind), &train, &[], 5, 1, &|| {});
         assert_ne!(probed.validation, other.validation, "{kind}: the seed has drawn the same folds");
-        assert_ne!(probed.validation, probe(&spec(kind), &train, &[], 3, 0).validation);
+        assert_ne!(probed.validation, probe(&spec(kind), &train, &[], 3, 0, &|| {}).validation);
     }
 }
 
@@ -143,7 +153,7 @@ fn the_same_bits_at_any_number_of_threads() {
         let of = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let sets = [Set { features: dev.features.clone(), labels: dev.labels.clone() }];
-            pool.install(|| probe(&spec(kind), &train, &sets, 3, 0))
+            pool.install(|| probe(&spec(kind), &train, &sets, 3, 0, &|| {}))
         };
         assert_eq!(of(1), of(3), "{kind}");
     }
