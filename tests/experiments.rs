@@ -444,6 +444,25 @@ fn an_ablation_from_an_mt_dnn_model_has_new_heads() {
     assert_ne!(tensor(&place, "run-ablate/bert-mood-seed7/best", head), tensor(&place, "model", head));
 }
 
+/// What heads are worth can be seen only where BERT's row has BERT's own.
+#[test]
+fn an_ablation_takes_the_answer_network_from_berts_row_alone() {
+    let place = Place::new();
+    place.run_file("kind = \"regression\"", "head = \"san\"");
+    let words = ["ablate", "run.toml", "--tasks", "likeness", "--epochs", "1", "--seeds", "1"];
+    let ended = place.ok(&[&words[..], &["--variants", "bert,st-dnn"]].concat());
+    assert!(!ended.stdout.contains("one and the same run"), "{}", ended.stdout);
+    let heads = |run: &str| {
+        let bytes = fs::read(place.path(run).join("best/model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let names = tensors.names().into_iter().filter(|name| name.starts_with("heads."));
+        names.map(str::to_string).collect::<std::collections::BTreeSet<_>>()
+    };
+    let linear = ["bias", "weight"].map(|part| format!("heads.likeness.{part}"));
+    assert_eq!(heads("run-ablate/bert-likeness-seed7"), linear.into());
+    assert!(heads("run-ablate/st-dnn-likeness-seed7").contains("heads.likeness.gru.weight_ih"));
+}
+
 #[test]
 fn adapt_gives_both_encoders_the_same_examples() {
     let place = from_model();

@@ -172,9 +172,15 @@ fn print(reports: &[Report], others: &[PathBuf]) -> anyhow::Result<()> {
     for path in others {
         writeln!(out, "not looked at: {}: no known task reads it", path.display())?;
     }
-    let of = |severity| count(reports, severity);
-    let (errors, warnings, notes) = (of(Severity::Error), of(Severity::Warning), of(Severity::Note));
-    writeln!(out, "{} tasks: {errors} errors, {warnings} warnings, {notes} notes", reports.len())?;
+    let so_many = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let of = |severity, what| so_many(count(reports, severity), what);
+    let (errors, warnings) = (of(Severity::Error, "error"), of(Severity::Warning, "warning"));
+    writeln!(
+        out,
+        "{}: {errors}, {warnings}, {}",
+        so_many(reports.len(), "task"),
+        of(Severity::Note, "note")
+    )?;
     Ok(())
 }
 
