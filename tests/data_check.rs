@@ -56,6 +56,7 @@ fn an_error_is_the_exit_code_and_a_doubt_is_not() {
     place.write("mood-dev.tsv", "text\tmood\nthe film was good\tsideways\n");
     let ended = place.run(&["data", "check", "run.toml", "--tasks", "mood"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stdout);
-    let words = "error    label       mood-dev.tsv:2: 1 line: the label \"sideways\"; the labels are down, up";
+    let words =
+        "error    label       mood-dev.tsv:2: 1 line: the label \"sideways\"; the labels are down, up";
     assert!(ended.stdout.contains(words), "{}", ended.stdout);
 }

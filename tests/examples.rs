@@ -51,8 +51,13 @@ fn the_others_lack_nothing_but_the_data_that_they_name() {
         for command in commands {
             let ended = place.run(&[command, &file]);
             assert_eq!(ended.code, Some(1), "{command} {file}: {}", ended.stderr);
-            let words = ["no file of it in", "no such file or folder", "no such model directory", "no vocab.txt"];
-            assert!(words.iter().any(|word| ended.stderr.contains(word)), "{command} {file}: {}", ended.stderr);
+            let words =
+                ["no file of it in", "no such file or folder", "no such model directory", "no vocab.txt"];
+            assert!(
+                words.iter().any(|word| ended.stderr.contains(word)),
+                "{command} {file}: {}",
+                ended.stderr
+            );
             seen += 1;
         }
     }

@@ -233,7 +233,8 @@ fn by_ridge(
 fn best_of(of_folds: &[Vec<f64>]) -> (usize, Vec<f64>) {
     let mean = |place: usize| of_folds.iter().map(|fold| fold[place]).sum::<f64>() / of_folds.len() as f64;
     let means: Vec<f64> = (0..of_folds[0].len()).map(mean).collect();
-    let best = (0..means.len()).rev().max_by(|&a, &b| means[a].total_cmp(&means[b])).expect("a grid has values");
+    let best =
+        (0..means.len()).rev().max_by(|&a, &b| means[a].total_cmp(&means[b])).expect("a grid has values");
     (best, means)
 }
 

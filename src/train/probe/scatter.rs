@@ -96,7 +96,8 @@ impl Factor {
             let current = &mut below[..size];
             for column in 0..row {
                 let other = &above[column * size..][..=column];
-                current[column] = (current[column] - dot(&current[..column], &other[..column])) / other[column];
+                current[column] =
+                    (current[column] - dot(&current[..column], &other[..column])) / other[column];
             }
             let square = current[row] - dot(&current[..row], &current[..row]);
             // Rounding alone can take a penalised sum of squares below its penalty.
