@@ -406,3 +406,23 @@ fn parameters_that_are_not_finite_are_never_saved() {
         assert!(!place.path("run").join(name).exists(), "{name} holds what cannot be used");
     }
 }
+
+#[test]
+fn eval_and_train_have_one_baseline() {
+    let place = Place::new();
+    let rows = |up: usize, down: usize| {
+        let row = |label: &str| format!("the film was good\t{label}\n");
+        format!("text\tmood\n{}{}", row("up").repeat(up), row("down").repeat(down))
+    };
+    place.write("mood-train.tsv", rows(10, 5));
+    place.write("mood-dev.tsv", rows(1, 3));
+    let baseline = |stdout: &str| {
+        let line = stdout.lines().find(|line| line.starts_with("mood")).unwrap().to_string();
+        line.split_whitespace().last().unwrap().to_string()
+    };
+    let trained = place.ok(&["train", "run.toml", "--tasks", "mood", "--epochs", "1"]);
+    // The most frequent label of the train set.
+    assert_eq!(baseline(&trained.stdout), "0.2500", "{}", trained.stdout);
+    let measured = place.ok(&["eval", "--model", "run/best", "--data", "run.toml"]);
+    assert_eq!(baseline(&measured.stdout), "0.2500", "{}", measured.stdout);
+}

@@ -345,6 +345,8 @@ fn finetune_goes_on_from_a_model() {
         ended.stderr
     );
     place.write("run.toml", text);
+    let ended = place.run(&["finetune", "run.toml", "--model", "model", "--init", "model"]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("--init: fine-tuning starts"), "{}", ended.stderr);
     let ended = place.run(&["finetune", "run.toml"]);
     assert!(ended.code == Some(2) && ended.stderr.contains("--model DIR"), "{}", ended.stderr);
 }
@@ -516,7 +518,18 @@ fn adapt_gives_both_encoders_the_same_examples() {
 fn adapt_takes_a_model_and_refuses_what_it_cannot_do() {
     let place = from_model();
     let words = ["adapt", "run.toml", "--shares", "0.2", "--seeds", "1", "--epochs", "1"];
-    place.ok(&[&words[..], &["--targets", "mood", "--mt-dnn", "model", "--output", "given"]].concat());
+    let given = [&words[..], &["--targets", "mood", "--mt-dnn", "model", "--output", "given"]].concat();
+    let ended = place.ok(&given);
+    assert!(ended.stderr.contains("model was trained on mood, which is no new task"), "{}", ended.stderr);
+    copy(&place.path("model"), &place.path("other"));
+    place::replace(
+        &place.path("other"),
+        "config.json",
+        "\"intermediate_size\": 64",
+        "\"intermediate_size\": 32",
+    );
+    let ended = place.run(&[&words[..], &["--targets", "mood", "--mt-dnn", "other"]].concat());
+    assert!(ended.stderr.contains("intermediate_size is 64 in model and 32 in other"), "{}", ended.stderr);
     assert_eq!(exists(&place, &["given/mt-dnn", "given/mood-20pc-mt-dnn-seed7/result.json"]), [false, true]);
     let init = settings(&place, "given/mood-20pc-mt-dnn-seed7")["model"]["init"].clone();
     assert!(init.as_str().unwrap().ends_with("/model"), "{init}");
@@ -538,6 +551,8 @@ fn adapt_takes_a_model_and_refuses_what_it_cannot_do() {
     assert_eq!((train["batch_size"].as_integer(), train["epochs"].as_integer()), (Some(1), Some(2)));
     place.write("run.toml", text);
 
+    fs::create_dir(place.path("done")).unwrap();
+    place.write("done/results.json", "{\"experiment\": \"seeds\"}");
     for (targets, shares, more, code, said) in [
         ("snli", "0.2", &[][..], 2, "--targets snli: not a task of the run"),
         ("mood", "0", &[], 2, "--shares 0: not a share"),
@@ -545,6 +560,8 @@ fn adapt_takes_a_model_and_refuses_what_it_cannot_do() {
         ("mood", "0.2", &["--small", "0.2", "--small-epochs", "0"], 2, "train.epochs"),
         ("mood,likeness,answer", "0.2", &[], 1, "--mt-dnn DIR"),
         ("mood", "0.2", &["--whole-seeds", "0"], 2, "--whole-seeds"),
+        ("mood", "0.2", &["--small", "2"], 2, "--small 2: not a share"),
+        ("mood", "0.2", &["--output", "done"], 2, "done has the results of seeds"),
     ] {
         let arguments = ["adapt", "run.toml", "--targets", targets, "--shares", shares];
         let ended = place.run(&[&arguments[..], more].concat());

@@ -121,3 +121,12 @@ fn what_may_surprise_is_said() {
         assert!(ended.stderr.contains("have more than 6 tokens (--batch-tokens)"), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn a_task_of_which_no_batch_comes_up_is_said() {
+    let place = Place::new();
+    // Six batches of mood, and one of the twelve of the other two.
+    let mix = ["--mix", "ratio", "--mix-main", "mood", "--mix-ratio", "0.2", "--epochs", "1"];
+    let ended = place.ok(&[&["mix", "run.toml"][..], &mix].concat());
+    assert_eq!(ended.stderr.matches("none of its batches comes up").count(), 1, "{}", ended.stderr);
+}

@@ -1,8 +1,10 @@
 //! `adapt`: BERT and MT-DNN on small parts of a new task.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use clap::Args;
+use mtdnn_raw::nn::directory::{read_description, read_encoder};
 use mtdnn_raw::train::experiment::adapt::{self, Cell, ENCODERS, percent};
 use mtdnn_raw::train::experiment::seeds::{self, Difference};
 use mtdnn_raw::train::experiment::statistics::{deviation, mean};
@@ -82,10 +84,51 @@ pub(super) fn run(args: &AdaptArgs) -> anyhow::Result<Exit> {
             Usage("--whole-seeds: 0 leaves share 1 without a run; leave it out of --shares".into()).into()
         );
     }
+    if !(config.adapt.small >= 0.0 && config.adapt.small <= 1.0) {
+        return Err(Usage(format!("--small {}: not a share in [0, 1]", config.adapt.small)).into());
+    }
     let plan = adapt::plan(config, &setting.output, &setting.seeds)?;
+    if let (Some(bert), Some(mt_dnn)) = (&config.model.init, &config.adapt.mt_dnn) {
+        check_comparable(bert, mt_dnn)?;
+        [bert, mt_dnn].into_iter().try_for_each(|model| warn_of_known(model, &config.adapt.targets))?;
+    }
     let Some(results) = setting.perform(&plan.runs)? else { return Ok(Exit::Stopped) };
     report(&setting, &plan.cells, &results)?.publish(&setting.output)?;
     Ok(Exit::Done)
+}
+
+/// What is compared is what an encoder was trained on, not its size.
+fn check_comparable(bert: &Path, mt_dnn: &Path) -> anyhow::Result<()> {
+    let sizes = |model: &Path| -> anyhow::Result<[(&'static str, usize); 5]> {
+        let (config, _) = read_encoder(model)?;
+        Ok([
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("intermediate_size", config.intermediate_size),
+        ])
+    };
+    for ((name, one), (_, other)) in sizes(bert)?.into_iter().zip(sizes(mt_dnn)?) {
+        if one != other {
+            bail!(
+                "adapt compares encoders of one size: {name} is {one} in {} and {other} in {}; give --mt-dnn a model that \
+                 was trained from --init",
+                bert.display(),
+                mt_dnn.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A target should be new to both encoders.
+fn warn_of_known(model: &Path, targets: &[String]) -> anyhow::Result<()> {
+    let tasks = read_description(model)?.map(|description| description.tasks).unwrap_or_default();
+    for task in tasks.iter().filter(|task| targets.contains(&task.name)) {
+        eprintln!("warning: {} was trained on {}, which is no new task to it", model.display(), task.name);
+    }
+    Ok(())
 }
 
 fn check_shares(shares: &[f64]) -> Result<(), Usage> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use mtdnn_raw::data::{
-    DataError, Dataset, MaskedOptions, MaskedText, Split, TaskSpec, cache, glue, reference,
+    DataError, Dataset, MaskedOptions, MaskedText, Split, TaskKind, TaskSpec, cache, glue, reference,
 };
 use mtdnn_raw::train::baseline::baseline;
 use mtdnn_raw::train::evaluate::{Evaluation, Predictor, evaluation_capacity, measure, measure_steps};
@@ -87,7 +87,8 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<Exit> {
             Ok(sets) if sets.is_empty() => bail!("task {}: there is no dev set", spec.name),
             sets => sets?,
         };
-        results.extend(measure_task(&mut loaded, task, &sets)?);
+        let train = source.train_answers(&spec, &loaded, cache.as_deref());
+        results.extend(measure_task(&mut loaded, task, &train, &sets)?);
     }
     if results.is_empty() {
         bail!("none of the model's tasks has a dev set in {}", args.data.display());
@@ -234,6 +235,34 @@ impl<'a> Source<'a> {
         }
         Ok(sets)
     }
+
+    /// The train set of a task whose baseline goes by its labels; empty where there is none, or none that can be read.
+    fn train_answers(&self, task: &TaskSpec, loaded: &Loaded, cache: Option<&Path>) -> Dataset {
+        let mut train = Dataset::new();
+        if !matches!(task.kind, TaskKind::Classification | TaskKind::Labelling) {
+            return train;
+        }
+        if let Source::Sample(_) = self {
+            let examples = prepare::sample_train(&task.name).unwrap_or_default();
+            return cache::tokenize(&examples, &loaded.tokenizer, loaded.max_length);
+        }
+        let name = if let Source::Glue(_) = self { known_name(task) } else { &task.name };
+        let Ok(found) = self.task(name) else { return train };
+        let spec = TaskSpec { files: found.files, soft: None, ..task.clone() };
+        for file in spec.files_of(Split::Train) {
+            match cache::prepare(file, &spec, &loaded.tokenizer, loaded.max_length, cache) {
+                Ok(prepared) => train.append(&prepared.dataset),
+                Err(error) => {
+                    eprintln!(
+                        "warning: task {}: the baseline goes by the dev set's labels, because {error}",
+                        task.name
+                    );
+                    return Dataset::new();
+                }
+            }
+        }
+        train
+    }
 }
 
 /// What GLUE's files of a task go by, which may be cast as another kind (QNLI as ranking).
@@ -251,6 +280,7 @@ fn sample_sets(task: &TaskSpec, loaded: &Loaded) -> anyhow::Result<Vec<(String, 
 fn measure_task(
     loaded: &mut Loaded,
     task: usize,
+    train: &Dataset,
     sets: &[(String, Dataset)],
 ) -> anyhow::Result<Vec<TaskResult>> {
     let recorded = loaded
@@ -272,7 +302,7 @@ fn measure_task(
         results.push(TaskResult {
             task: spec.name.clone(),
             evaluation: Evaluation { task, split: split.clone(), examples: set.len(), metrics, steps },
-            baseline: baseline(spec, &Dataset::new(), set),
+            baseline: baseline(spec, train, set),
         });
     }
     Ok(results)

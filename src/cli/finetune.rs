@@ -61,6 +61,9 @@ pub(super) fn run(args: &FinetuneArgs) -> anyhow::Result<Exit> {
     let Some(model) = config.finetune.model.clone() else {
         return Err(Usage("finetune: say which model to start from: --model DIR".into()).into());
     };
+    if args.run.init.is_some() {
+        return Err(Usage("--init: fine-tuning starts from --model; leave one of them out".into()).into());
+    }
     let known: Vec<String> = task_names(&config).map(str::to_string).collect();
     let setting = args.experiment.setting(&args.run, "finetune", 1, config)?;
     check_recipes(&setting, &known)?;
@@ -83,10 +86,15 @@ pub(super) fn run(args: &FinetuneArgs) -> anyhow::Result<Exit> {
 
 /// Refuses recipes of tasks that there are not.
 pub(super) fn check_recipes(setting: &Setting, known: &[String]) -> Result<(), Usage> {
-    let known = known.iter().map(String::as_str).chain(task_names(&setting.config));
-    let unknown =
-        setting.config.finetune.tasks.keys().find(|name| !known.clone().any(|known| known == name.as_str()));
-    unknown.map_or(Ok(()), |name| Err(unknown_task("finetune.tasks", name, "a task of the run", known)))
+    // Those of the run file, and those that flags have put in their place.
+    let mut known: Vec<&str> = known.iter().map(String::as_str).collect();
+    known.extend(task_names(&setting.config));
+    known.sort_unstable();
+    known.dedup();
+    let unknown = setting.config.finetune.tasks.keys().find(|name| !known.contains(&name.as_str()));
+    unknown.map_or(Ok(()), |name| {
+        Err(unknown_task("finetune.tasks", name, "a task of the run", known.iter().copied()))
+    })
 }
 
 fn report(setting: &Setting, before: &[RunResult], after: &[RunResult]) -> anyhow::Result<Report> {

@@ -58,8 +58,16 @@ pub(super) fn run(args: &MixArgs) -> anyhow::Result<Exit> {
     for remark in remarks(&sampler, &names) {
         eprintln!("warning: {remark}");
     }
+    let forecast = forecast(&config.train, &sampler);
+    for (task, name) in names.iter().enumerate() {
+        if !sampler.leaves_out(task) && forecast.iter().all(|tasks| tasks[task].batches == 0) {
+            eprintln!(
+                "warning: task {name}: none of its batches comes up in these epochs, so its head is not trained"
+            );
+        }
+    }
     let mut stretches: Vec<Stretch> = Vec::new();
-    for (epoch, tasks) in (0..).zip(forecast(&config.train, &sampler)) {
+    for (epoch, tasks) in (0..).zip(forecast) {
         match stretches.last_mut() {
             Some(before) if before.tasks == tasks => before.last = epoch,
             _ => stretches.push(Stretch { first: epoch, last: epoch, tasks }),

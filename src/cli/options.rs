@@ -83,7 +83,7 @@ pub(super) struct RunArgs {
 
     /// A pretrained model to start from: a directory with config.json, model.safetensors and vocab.txt.
     #[arg(long, value_name = "DIR")]
-    init: Option<PathBuf>,
+    pub(super) init: Option<PathBuf>,
 
     /// Draw every task's head anew, even where --init brings one of the same task.
     #[arg(long)]

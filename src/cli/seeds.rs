@@ -93,7 +93,10 @@ fn report(
 ) -> Report {
     let level = setting.level();
     let seeds: Vec<String> = setting.seeds.iter().map(u64::to_string).collect();
-    let title = format!("One run at {} seeds", seeds.len());
+    let title = format!(
+        "One run at {}",
+        if seeds.len() == 1 { "one seed".into() } else { format!("{} seeds", seeds.len()) }
+    );
     let titles =
         ["task", "set", "metric", "mean", "deviation", "least", "most"].map(String::from).into_iter();
     let titles = titles.chain([format!("{level} over examples"), format!("{level} over seeds")]).collect();

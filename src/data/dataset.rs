@@ -280,7 +280,7 @@ impl Dataset {
     }
 
     /// Appends all examples of `other`.
-    pub(crate) fn append(&mut self, other: &Dataset) {
+    pub fn append(&mut self, other: &Dataset) {
         let (tokens, sequences) = (self.ids.len() as u64, self.second.len() as u32);
         self.ids.extend_from_slice(&other.ids);
         self.offsets.extend(other.offsets[1..].iter().map(|offset| tokens + offset));

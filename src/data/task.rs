@@ -266,9 +266,15 @@ impl TaskSpec {
         use MetricKind::{EntityF1, Precision, Recall};
         let counts = |metric: &&MetricKind| matches!(metric, EntityF1 | Precision | Recall);
         let metric = *self.metrics.iter().find(counts)?;
-        let other = |label: &&String| *label != "O" && entity_tag(label).is_none();
+        let other = |label: &&String| !may_be_counted(label);
         self.labels.iter().find(other).map(|label| (label.as_str(), metric))
     }
+}
+
+/// Whether a label may stand where entities are counted: that of an entity's word, `O`, or one of those that the files of
+/// MT-DNN's own code give what is no word: a piece of one, and the delimiters.
+pub(super) fn may_be_counted(label: &str) -> bool {
+    matches!(label, "O" | "X" | "CLS" | "SEP") || entity_tag(label).is_some()
 }
 
 /// What a label of an entity's word says: where in it the word stands (`B` begins it, `I` goes on; `E` ends it and `S`

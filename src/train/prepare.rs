@@ -190,6 +190,11 @@ pub fn sample_tokenizer() -> anyhow::Result<Tokenizer> {
     Ok(Tokenizer::from_words(sample::words(), Default::default())?)
 }
 
+/// The train set of a built-in sample task.
+pub fn sample_train(name: &str) -> Option<Vec<Example>> {
+    sample::tasks(SAMPLE_SEED).into_iter().find(|task| task.spec.name == name).map(|task| task.train)
+}
+
 /// The dev set of a built-in sample task.
 pub fn sample_dev(name: &str) -> Option<Vec<Example>> {
     sample::tasks(SAMPLE_SEED).into_iter().find(|task| task.spec.name == name).map(|task| task.dev)

@@ -4,7 +4,7 @@ pub(super) mod chart;
 pub(super) mod report;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::Args;
@@ -16,6 +16,7 @@ use mtdnn_raw::train::experiment::statistics::{Bootstrap, Interval};
 use mtdnn_raw::train::experiment::{RunResult, SubRun, perform};
 use mtdnn_raw::train::lock::Lock;
 use mtdnn_raw::train::signals::Stop;
+use serde_json::Value;
 
 use super::console::Console;
 use super::device::DeviceArgs;
@@ -81,6 +82,7 @@ impl ExperimentFlags {
                 Usage("--seed: the seeds are a list, which says them all; leave one out".into()).into()
             );
         }
+        refuse_another(&output, command)?;
         let seeds = experiment.seeds.clone().unwrap_or(Seeds::Count(seeds)).from(config.seed);
         let (resamples, level, keep) = (experiment.resamples, experiment.level, experiment.keep);
         let bootstrap = Bootstrap { seed: config.seed, resamples, level };
@@ -228,12 +230,30 @@ pub(super) fn verdict(ours: &str, theirs: &str, difference: &Difference, seeds: 
         value.map_or(String::new(), |value| format!("; over {what} {}", interval(Some(value))))
     };
     let mean = if seeds > 1 { format!(" in the mean over {seeds} seeds") } else { " at one seed".into() };
+    let both = [over_examples, over_seeds].into_iter().flatten();
+    let chance = match both.clone().any(|interval| interval.low <= 0.0 && interval.high >= 0.0) {
+        true => "; this may be chance, as an interval holds 0",
+        false => "",
+    };
     format!(
-        "{}: {said}{mean}{}{}.",
+        "{}: {said}{mean}{}{}{chance}.",
         column(task, set, *metric),
         over("examples", over_examples),
         over("seeds", over_seeds)
     )
+}
+
+/// Refuses a directory that has the tables of another kind of experiment, which would be lost.
+fn refuse_another(output: &Path, command: &str) -> Result<(), Usage> {
+    let results = std::fs::read(output.join("results.json")).unwrap_or_default();
+    let results: Value = serde_json::from_slice(&results).unwrap_or_default();
+    match results["experiment"].as_str() {
+        Some(other) if other != command => Err(Usage(format!(
+            "{} has the results of {other}, which would be lost; choose another --output",
+            output.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What the lists of a run file or a command line must be: names of known things, none of them twice.

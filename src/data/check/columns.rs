@@ -57,7 +57,14 @@ fn read(
     let (mut uneven, mut again) = (Lines::default(), Lines::default());
     let mut wrong: BTreeMap<usize, Lines> = BTreeMap::new();
     let mut row = Row::default();
-    while rows.next(&mut row)? {
+    loop {
+        match rows.next(&mut row) {
+            Ok(true) => {}
+            Ok(false) => break,
+            // The bytes have been looked at already.
+            Err(DataError::NotUtf8 { .. }) => continue,
+            Err(error) => return Err(error),
+        }
         if row.is_blank() {
             blank.add(row.line);
             continue;

@@ -9,7 +9,7 @@ use super::names::{self, Layout};
 use super::wrong;
 use crate::data::error::{DataError, list, nearest_name};
 use crate::data::san::SanSpec;
-use crate::data::task::{MetricKind, TaskKind, TaskSpec, Texts};
+use crate::data::task::{MetricKind, TaskKind, TaskSpec, Texts, may_be_counted};
 use crate::data::text;
 
 const KEYS: [&str; 13] = [
@@ -231,6 +231,9 @@ impl Fields<'_> {
 
     fn metrics(&self, kind: TaskKind) -> Result<Option<Vec<MetricKind>>, String> {
         let Some(names) = self.texts("metric_meta")? else { return Ok(None) };
+        if self.has_no_entities(kind)? {
+            return Ok(Some(vec![MetricKind::TokenAccuracy]));
+        }
         let mut metrics = Vec::new();
         for name in names {
             metrics.extend(names::metrics(&name, kind).map_err(|reason| format!("metric_meta: {reason}"))?);
@@ -243,10 +246,18 @@ impl Fields<'_> {
         let splits = self.texts("split_names")?.unwrap_or_else(usual);
         match splits.iter().find(|split| super::files::split_of(split).is_none()) {
             Some(odd) => Err(format!(
-                "split_names: {odd:?} is not train and ends with neither dev nor test, so its use is not known"
+                "split_names: {odd:?} ends with neither train nor dev nor test, so its use is not known"
             )),
             None => Ok(splits),
         }
+    }
+
+    /// Whether entities are to be counted among labels that are none, such as parts of speech.
+    fn has_no_entities(&self, kind: TaskKind) -> Result<bool, String> {
+        let counted = self.texts("metric_meta")?.unwrap_or_default();
+        let counted = counted.iter().any(|name| matches!(name.as_str(), "SeqEval" | "SeqEvalList"));
+        let labels = self.texts("labels")?.unwrap_or_default();
+        Ok(kind == TaskKind::Labelling && counted && labels.iter().any(|label| !may_be_counted(label)))
     }
 
     /// What is read and has no effect.
@@ -267,6 +278,11 @@ impl Fields<'_> {
         if let Some(loss) = self.text("adv_loss")? {
             notes.push(format!(
                 "task {name}: adv_loss {loss} is for adversarial training and has no effect here"
+            ));
+        }
+        if self.has_no_entities(kind)? {
+            notes.push(format!(
+                "task {name}: its labels are no entities', so token-accuracy is measured in place of SeqEval"
             ));
         }
         let metrics = self.texts("metric_meta")?.unwrap_or_default();

@@ -11,7 +11,7 @@ use crate::data::task::{Column, Columns, Format, Quirks, SourceFile, Split, Task
 /// What a split is for, by its name: `train`, or `dev` or `test` at its end.
 pub(super) fn split_of(name: &str) -> Option<Split> {
     match name {
-        "train" => Some(Split::Train),
+        _ if name.ends_with("train") => Some(Split::Train),
         _ if name.ends_with("dev") => Some(Split::Dev),
         _ if name.ends_with("test") => Some(Split::Test),
         _ => None,

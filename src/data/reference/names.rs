@@ -112,12 +112,17 @@ const ENCODER: &str = "the encoder here is BERT";
 
 /// What `data_format` means.
 pub(super) fn layout(name: &str) -> Result<Layout, String> {
-    meaning(name, &LAYOUTS)
+    meaning(&spelled(name), &LAYOUTS)
 }
 
 /// What `task_type` means.
 pub(super) fn kind(name: &str) -> Result<TaskKind, String> {
-    meaning(name, &TASK_TYPES)
+    meaning(&spelled(name), &TASK_TYPES)
+}
+
+/// The reference's code and files say `Seqence` in all their names; both spellings are read.
+fn spelled(name: &str) -> String {
+    name.replace("Seqence", "Sequence")
 }
 
 /// What a `loss` trains.

@@ -209,6 +209,16 @@ fn lists_of_words_are_labelled() {
     let (examples, _) = reader::read(&spec.files[0], &spec).unwrap();
     let words = ["Ada", "isn't"].map_strings();
     assert_eq!(examples[0].text, Text::Words { words, tags: vec![1, 0] });
+    // As the reference's own files have it: misspelt, and with labels of what is no word.
+    let published = "t: {data_format: Seqence, task_type: SeqenceLabeling, n_class: 6, loss: SeqCeCriterion, \
+                     labels: [O, B-PER, I-PER, X, CLS, SEP], metric_meta: [SeqEval]}";
+    let spec =
+        Folder::new(published, &[("t_train.tsv", "7\t['B-PER', 'X']\t['Ada', 'a']\n")]).task("t").unwrap();
+    assert_eq!((spec.kind, &spec.metrics[..], spec.labels.len()), (TaskKind::Labelling, &expected[..], 6));
+    let parts = published.replace("B-PER, I-PER", "NN, VB");
+    let spec = Folder::new(&parts, &[("t_train.tsv", "7\t['NN', 'O']\t['Ada', 'a']\n")]).task("t").unwrap();
+    assert_eq!(spec.metrics, [MetricKind::TokenAccuracy]);
+    assert!(spec.notes[0].contains("token-accuracy is measured in place of SeqEval"), "{:?}", spec.notes);
     let ids = r#"{"label": [0, 1, 0], "token_id": [2, 5, 3], "type_id": [0, 0, 0]}"#;
     let message = tokens(names, ids, 16).unwrap_err().to_string();
     assert!(message.contains("of token ids is not read for labelling; give the text"), "{message}");

@@ -115,9 +115,15 @@ impl Results {
             mean if mean < 0.0 => "Soft labels do not beat hard labels on average",
             _ => "Soft labels and hard labels are even on average",
         };
+        let chance = match difference.deviation {
+            Some(deviation) if deviation > difference.mean.abs() => {
+                "; the seeds differ by more than that, so it may be chance"
+            }
+            _ => "",
+        };
         format!(
             "{verdict}: the mean of the tasks' main dev metrics differs by {:+.4} over {seeds}; in {better} the student \
-             is better.",
+             is better{chance}.",
             difference.mean
         )
     }
