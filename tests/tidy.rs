@@ -221,6 +221,7 @@ fn flags(text: &str) -> BTreeSet<String> {
 fn documents() -> impl Iterator<Item = String> {
     let pages = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
     let pages = pages.map(|name| format!("docs/{}", name.into_string().unwrap()));
+    let pages = pages.filter(|name| name.ends_with(".md")); // beside them are figures
     pages.chain(["README.md".to_string()])
 }
 
