@@ -279,7 +279,9 @@ impl<Input: BufRead> Lines<'_, Input> {
                 _ if self.buffer.contains(&b'\r') => {
                     "are line ends those of old Macs? tr '\\r' '\\n' mends them"
                 }
-                Layout::Sentences => "a line should be a sentence; --split cuts paragraphs of text",
+                Layout::Sentences => {
+                    "a line should be a sentence; --split (split = true in a run file) cuts paragraphs"
+                }
                 Layout::Paragraphs => "is it text?",
                 Layout::Documents => "a line should be a document",
             };

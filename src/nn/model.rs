@@ -130,15 +130,10 @@ impl Model {
         };
         let program = Program::training(tape, &[loss], scale, accumulate, capacity);
         Recorded {
-            program,
-            outputs: vec![loss],
-            steps: Vec::new(),
-            hidden_states: Vec::new(),
-            pooled: None,
-            index,
             sequence_keys: Some(sequence_keys),
             marks: Some(reading.marks),
             answers: Some(answers),
+            ..Recorded::new(program, vec![loss], index)
         }
     }
 
@@ -156,15 +151,10 @@ impl Model {
         let outputs: Vec<Var> = [loss, accuracy].into_iter().chain(next).collect();
         let program = Program::inference(tape, &outputs, capacity);
         Recorded {
-            program,
-            outputs,
-            steps: Vec::new(),
-            hidden_states: Vec::new(),
-            pooled: None,
-            index,
             sequence_keys: Some(sequence_keys),
             marks: Some(reading.marks),
             answers: Some(answers),
+            ..Recorded::new(program, outputs, index)
         }
     }
 
@@ -184,15 +174,10 @@ impl Model {
         kept.extend(steps.iter().flatten());
         let program = Program::inference(tape, &kept, capacity);
         Recorded {
-            program,
-            outputs,
             steps,
-            hidden_states: Vec::new(),
-            pooled: None,
-            index,
             sequence_keys: Some(sequence_keys),
             marks: Some(reading.marks),
-            answers: None,
+            ..Recorded::new(program, outputs, index)
         }
     }
 
@@ -237,17 +222,7 @@ impl Model {
         let mut outputs = hidden_states.clone();
         outputs.push(pooled);
         let program = Program::inference(tape, &outputs, capacity);
-        Recorded {
-            program,
-            outputs: Vec::new(),
-            steps: Vec::new(),
-            hidden_states,
-            pooled: Some(pooled),
-            index,
-            sequence_keys: None,
-            marks: None,
-            answers: None,
-        }
+        Recorded { hidden_states, pooled: Some(pooled), ..Recorded::new(program, Vec::new(), index) }
     }
 
     /// The head that answers a task: its own, or that of the task it names.
@@ -263,6 +238,21 @@ impl Model {
 }
 
 impl Recorded {
+    /// A program that takes token ids alone and gives `outputs`.
+    fn new(program: Program, outputs: Vec<Var>, index: TokenIndex) -> Self {
+        Self {
+            program,
+            outputs,
+            steps: Vec::new(),
+            hidden_states: Vec::new(),
+            pooled: None,
+            index,
+            sequence_keys: None,
+            marks: None,
+            answers: None,
+        }
+    }
+
     /// What each token is.
     pub fn index(&self) -> TokenIndex {
         self.index

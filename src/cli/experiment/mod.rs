@@ -290,3 +290,30 @@ pub(super) fn named_tasks(run: &RunArgs, command: &str) -> anyhow::Result<RunCon
         Usage(format!("{command}: say which tasks: a run file with [[task]], or --data GLUE_DIR")).into()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gain_whose_interval_holds_zero_may_be_chance() {
+        let said = |difference, low, high| {
+            let one = Difference {
+                task: "rte".into(),
+                set: "dev".into(),
+                metric: MetricKind::Accuracy,
+                difference,
+                over_examples: Some(Interval { low, high }),
+                over_seeds: None,
+            };
+            verdict("A", "B", &one, 3)
+        };
+        let sure =
+            "rte accuracy: A beats B by 5.0 points in the mean over 3 seeds; over examples +1.0 to +9.0.";
+        assert_eq!(said(0.05, 0.01, 0.09), sure);
+        assert!(
+            said(0.05, -0.01, 0.09).ends_with("-1.0 to +9.0; this may be chance, as an interval holds 0.")
+        );
+        assert!(said(-0.05, -0.09, 0.01).contains("does not beat B: it is 5.0 points lower"));
+    }
+}

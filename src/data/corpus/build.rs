@@ -81,7 +81,7 @@ impl Corpus {
             };
             let reason = format!(
                 "no sentence in it{others}; write one sentence a line and a blank line between documents, or have \
-                 paragraphs cut with --split"
+                 paragraphs cut with --split (split = true in a run file)"
             );
             return Err(DataError::RawText { path, reason });
         }

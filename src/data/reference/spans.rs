@@ -8,12 +8,10 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::tokens::Line;
+use super::tokens::{Line, each_line};
 use crate::data::cache::Prepared;
 use crate::data::dataset::{Dataset, Label, Passage};
 use crate::data::error::DataError;
-use crate::data::reader::Skipped;
-use crate::data::rows::{Row, Rows};
 use crate::data::task::{SourceFile, Split, TaskSpec};
 use crate::data::tokenizer::Tokenizer;
 
@@ -25,24 +23,18 @@ pub(super) fn parse(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Prepared, DataError> {
-    let mut rows = Rows::new(file, input)?;
-    let mut row = Row::default();
-    let mut skipped = Skipped::default();
     let mut set = Questions { dataset: Dataset::new(), asked: None, uids: HashSet::new() };
     let mut not_read = 0_u64;
-    while rows.next(&mut row)? {
-        if row.is_blank() {
-            skipped.add(file, row.line, "a blank line");
-            continue;
-        }
-        let line = Line { file, spec, tokenizer, max_length, row: &row };
+    let skipped = each_line(input, file, |row| {
+        let line = Line { file, spec, tokenizer, max_length, row };
         let window = Window::read(&line)?;
         match file.split {
             Split::Train => set.train(&line, &window)?,
             _ => set.measure(&line, &window)?,
         }
         not_read += u64::from(line.find("token_is_max_context").is_some());
-    }
+        Ok(())
+    })?;
     set.finish_question(file);
     let Questions { dataset, .. } = set;
     if dataset.is_empty() {

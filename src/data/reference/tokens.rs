@@ -42,17 +42,10 @@ fn parse(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<Prepared, DataError> {
-    let mut rows = Rows::new(file, input)?;
-    let mut row = Row::default();
     let mut dataset = Dataset::new();
-    let mut skipped = Skipped::default();
     let mut not_read = 0_u64;
-    while rows.next(&mut row)? {
-        if row.is_blank() {
-            skipped.add(file, row.line, "a blank line");
-            continue;
-        }
-        let line = Line { file, spec, tokenizer, max_length, row: &row };
+    let skipped = each_line(input, file, |row| {
+        let line = Line { file, spec, tokenizer, max_length, row };
         let candidates = line.sequences(&mut dataset)?;
         let label = line.label(candidates)?;
         dataset.finish_example(label);
@@ -60,7 +53,8 @@ fn parse(
             Some(_) if file.split != Split::Train => not_read += 1,
             soft_label => dataset.soft.extend(line.soft(soft_label, candidates)?),
         }
-    }
+        Ok(())
+    })?;
     if dataset.is_empty() {
         let skipped = (skipped.count > 0).then(|| skipped.to_string());
         return Err(DataError::Empty { path: file.path.clone(), skipped });
@@ -71,6 +65,24 @@ fn parse(
         notes.push(format!("{path}: {not_read} lines have a softlabel, which is read of train files alone"));
     }
     Ok(Prepared { dataset, skipped, notes })
+}
+
+/// Gives each line that is not blank to `take`; the blank ones are what is returned.
+pub(super) fn each_line(
+    input: impl BufRead,
+    file: &SourceFile,
+    mut take: impl FnMut(&Row) -> Result<(), DataError>,
+) -> Result<Skipped, DataError> {
+    let mut rows = Rows::new(file, input)?;
+    let mut row = Row::default();
+    let mut skipped = Skipped::default();
+    while rows.next(&mut row)? {
+        match row.is_blank() {
+            true => skipped.add(file, row.line, "a blank line"),
+            false => take(&row)?,
+        }
+    }
+    Ok(skipped)
 }
 
 /// Whether the first line that a task trains on has a soft label; then each has to have one.
