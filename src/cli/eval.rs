@@ -250,6 +250,10 @@ impl<'a> Source<'a> {
         let Ok(found) = self.task(name) else { return train };
         let spec = TaskSpec { files: found.files, soft: None, ..task.clone() };
         for file in spec.files_of(Split::Train) {
+            // Smaller files take less than a second.
+            if file.path.metadata().is_ok_and(|file| file.len() > 4 << 20) {
+                eprintln!("reading {} for the baseline", file.path.display());
+            }
             match cache::prepare(file, &spec, &loaded.tokenizer, loaded.max_length, cache) {
                 Ok(prepared) => train.append(&prepared.dataset),
                 Err(error) => {
