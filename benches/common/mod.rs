@@ -82,7 +82,7 @@ fn multiply_adder() -> (usize, fn(usize)) {
     match Isa::detect() {
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (16 * SUMS, |rounds| unsafe { multiply_add_avx512(rounds) }),
+        Isa::Avx512 | Isa::Avx512Bf16 => (16 * SUMS, |rounds| unsafe { multiply_add_avx512(rounds) }),
         // SAFETY: the instruction set was found on this machine.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (8 * SUMS, |rounds| unsafe { multiply_add_avx2(rounds) }),

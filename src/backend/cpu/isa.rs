@@ -11,11 +11,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL (x86-64-v4: Skylake-X, Zen 4).
     Avx512,
+    /// AVX-512 with BF16, for products of bf16 (Cooper Lake, Sapphire Rapids, Zen 4).
+    Avx512Bf16,
 }
 
 impl Isa {
     /// The best instruction set of this machine, or the one that the environment variable `MTDNN_ISA`
-    /// (`portable`, `avx2` or `avx512`) asks for. A wish that cannot be met is said on standard error.
+    /// (`portable`, `avx2`, `avx512` or `avx512bf16`) asks for. A wish that cannot be met is said on standard error.
     pub fn detect() -> Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
@@ -38,7 +40,7 @@ impl Isa {
 
     /// All instruction sets that this machine can run, the plainest first.
     pub fn available() -> &'static [Isa] {
-        const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -47,7 +49,8 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            &ALL[..1 + usize::from(avx2) + usize::from(avx512)]
+            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            &ALL[..1 + usize::from(avx2) + usize::from(avx512) + usize::from(bf16)]
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
@@ -66,6 +69,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 }

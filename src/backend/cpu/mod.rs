@@ -22,6 +22,7 @@ pub mod attention;
 mod blocks;
 pub mod bounds;
 pub mod dropout;
+pub mod elements;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
@@ -41,8 +42,11 @@ pub mod sums;
 mod testing;
 pub mod update;
 pub mod vocabulary;
+mod widened;
 
 pub use blocks::SinkMut;
+
+use std::collections::HashMap;
 
 use super::{Backend, BackendError, Group, KEPT, Optimizer, Sizes, StepScalars, Ticket};
 use crate::tensor::{Op, Precision, Program, Space, Span};
@@ -51,11 +55,16 @@ use philox::Stream;
 use run::Values;
 use scratch::Workspace;
 use shared::SharedMut;
+use widened::{Copies, Widened};
 
 /// Runs programs in the memory of this process, on the rayon pool of the calling thread.
 pub struct CpuBackend {
     isa: Isa,
+    precision: Precision,
     workspace: Workspace,
+    /// What each program that has run needs beside its values, by the program's number.
+    prepared: HashMap<u64, Copies>,
+    widened: Vec<f32>,
     arena: Vec<f32>,
     parameters: Vec<f32>,
     gradients: Vec<f32>,
@@ -66,12 +75,12 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// A backend without memory yet, for the pool that the caller runs in.
+    /// A backend in f32 without memory yet, for the pool that the caller runs in.
     pub fn new() -> Self {
         Self::with_isa(Isa::detect())
     }
 
-    /// A backend that uses this instruction set.
+    /// A backend in f32 that uses this instruction set.
     ///
     /// # Panics
     /// If the machine lacks it.
@@ -79,7 +88,10 @@ impl CpuBackend {
         isa.assert_available();
         Self {
             isa,
+            precision: Precision::F32,
             workspace: Workspace::new(rayon::current_num_threads()),
+            prepared: HashMap::new(),
+            widened: Vec::new(),
             arena: Vec::new(),
             parameters: Vec::new(),
             gradients: Vec::new(),
@@ -90,7 +102,12 @@ impl CpuBackend {
         }
     }
 
-    fn run_all(&mut self, program: &Program, ops: &[Op], step: &StepScalars) {
+    /// The same backend, for programs of this precision.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    fn run_all(&mut self, program: &Program, ops: &[Op], copies: &Copies, step: &StepScalars) {
         let StepScalars { extents, seed, step } = *step;
         assert!(
             extents.fit(program.capacity()),
@@ -98,15 +115,22 @@ impl CpuBackend {
             program.capacity()
         );
         run::reserve(self.isa, &mut self.workspace, program);
-        let values = Values {
+        if self.widened.len() < copies.floats() {
+            self.widened = vec![0.0; copies.floats()];
+        }
+        let mut values = Values {
             program,
             extents,
             arena: SharedMut::new(&mut self.arena),
             parameters: SharedMut::new(&mut self.parameters),
             gradients: SharedMut::new(&mut self.gradients),
+            widened: Widened { buffer: SharedMut::new(&mut self.widened), operands: &[] },
         };
-        for op in ops {
+        for (number, op) in ops.iter().enumerate() {
+            values.widened.operands = copies.of_step(number);
+            values.widen(self.isa);
             run::run(self.isa, &mut self.workspace, Stream { seed, step }, &values, op);
+            values.narrow(self.isa);
         }
     }
 
@@ -136,7 +160,7 @@ impl Default for CpuBackend {
 
 impl Backend for CpuBackend {
     fn precision(&self) -> Precision {
-        Precision::F32
+        self.precision
     }
 
     fn line(&self) -> usize {
@@ -179,12 +203,16 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError> {
-        self.run_all(program, program.ops(), step);
+        let copies = self.prepared.remove(&program.number());
+        let copies = copies.unwrap_or_else(|| Copies::new(program, program.ops()));
+        self.run_all(program, program.ops(), &copies, step);
+        self.prepared.insert(program.number(), copies);
         Ok(())
     }
 
     fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError> {
-        self.run_all(program, std::slice::from_ref(op), step);
+        let ops = std::slice::from_ref(op);
+        self.run_all(program, ops, &Copies::new(program, ops), step);
         Ok(())
     }
 

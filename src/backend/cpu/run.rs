@@ -6,6 +6,7 @@ use super::attention;
 use super::blocks::SinkMut;
 use super::bounds::Bounds;
 use super::dropout::{RowDropout, drop_rows};
+use super::elements::{Elements, ElementsMut};
 use super::elementwise::{accumulate, fill};
 use super::embedding::{Tokens, embed, embed_gradient};
 use super::gather::{gather, gather_gradient};
@@ -19,7 +20,8 @@ use super::scratch::Workspace;
 use super::shared::SharedMut;
 use super::sums::column_sums;
 use super::vocabulary::{self, Vocabulary};
-use crate::tensor::{Activation, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
+use super::widened::Widened;
+use crate::tensor::{Activation, DType, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
 
 /// Runs one operation.
 pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &Values, op: &Op) {
@@ -308,25 +310,57 @@ pub(super) struct Values<'a> {
     pub(super) arena: SharedMut<'a>,
     pub(super) parameters: SharedMut<'a>,
     pub(super) gradients: SharedMut<'a>,
+    pub(super) widened: Widened<'a>,
 }
 
 impl<'a> Values<'a> {
-    /// A value that the operation at hand reads.
+    /// An f32 value that the operation at hand reads.
     fn get(&self, var: Var) -> &'a [f32] {
-        self.slice(var)
+        self.get_mut(var)
     }
 
     /// Indices that the operation at hand reads.
     fn indices(&self, var: Var) -> &'a [u32] {
-        bytemuck::cast_slice(self.slice(var))
+        bytemuck::cast_slice(self.words(var))
     }
 
-    /// A value that the operation at hand writes.
+    /// An f32 value that the operation at hand writes.
     fn get_mut(&self, var: Var) -> &'a mut [f32] {
-        self.slice(var)
+        match self.elements_mut(var) {
+            ElementsMut::F32(values) => values,
+            ElementsMut::Bf16(_) => panic!("{} is bf16", self.program.name(var)),
+        }
     }
 
-    fn slice(&self, var: Var) -> &'a mut [f32] {
+    /// A value of either width that the operation at hand reads.
+    fn elements(&self, var: Var) -> Elements<'a> {
+        match self.elements_mut(var) {
+            ElementsMut::F32(values) => Elements::F32(values),
+            ElementsMut::Bf16(values) => Elements::Bf16(values),
+        }
+    }
+
+    /// A value of either width that the operation at hand writes.
+    fn elements_mut(&self, var: Var) -> ElementsMut<'a> {
+        if let Some(copy) = self.copy(var) {
+            return ElementsMut::F32(copy);
+        }
+        self.stored(var)
+    }
+
+    /// A value where it is kept, whatever copy there is of it.
+    pub(super) fn stored(&self, var: Var) -> ElementsMut<'a> {
+        let words = self.words(var);
+        match self.program.dtype(var) {
+            DType::Bf16 => {
+                let (rows, cols) = self.shape(var);
+                ElementsMut::Bf16(&mut bytemuck::cast_slice_mut(words)[..rows * cols])
+            }
+            DType::F32 | DType::U32 => ElementsMut::F32(words),
+        }
+    }
+
+    fn words(&self, var: Var) -> &'a mut [f32] {
         let span = self.program.span(var, &self.extents);
         let buffer = match span.space {
             Space::Arena => &self.arena,

@@ -40,7 +40,9 @@ macro_rules! multiversion {
                 $crate::backend::cpu::isa::Isa::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::cpu::isa::Isa::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::backend::cpu::isa::Isa::Avx512 | $crate::backend::cpu::isa::Isa::Avx512Bf16 => unsafe {
+                    avx512($($argument),*)
+                },
                 _ => body::<{ $crate::backend::cpu::simd::PORTABLE_FMA }>($($argument),*),
             }
         }

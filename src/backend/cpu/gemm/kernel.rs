@@ -42,9 +42,9 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &super::avx2::KERNEL,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &super::avx512::KERNEL,
+            Isa::Avx512 | Isa::Avx512Bf16 => &super::avx512::KERNEL,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("x86-64 only, as was asserted"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unreachable!("x86-64 only, as was asserted"),
         }
     }
 
