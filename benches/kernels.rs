@@ -7,13 +7,15 @@
 mod common;
 
 use common::{Limits, median};
+use half::bf16;
 use mtdnn_raw::backend::cpu::SinkMut;
 use mtdnn_raw::backend::cpu::activation::{activate, activate_gradient};
 use mtdnn_raw::backend::cpu::attention;
 use mtdnn_raw::backend::cpu::bounds::Bounds;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
+use mtdnn_raw::backend::cpu::elements::{Elements, ElementsMut};
 use mtdnn_raw::backend::cpu::embedding::{Tokens, embed, embed_gradient};
-use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm};
+use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm, weight_gradient};
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cpu::loss::{cross_entropy, cross_entropy_gradient};
 use mtdnn_raw::backend::cpu::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
@@ -30,6 +32,8 @@ use mtdnn_raw::tensor::{Activation, Dropout};
 #[derive(Clone, Copy)]
 enum Work {
     Flops(f64),
+    /// Of products of bf16.
+    NarrowFlops(f64),
     Floats(usize),
 }
 
@@ -46,9 +50,10 @@ fn main() {
     pool.install(|| {
         let table = Table { isa: Isa::detect(), limits: Limits::probe(), asked };
         println!(
-            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of memory",
+            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.0} of bf16, {:.1} GB/s of memory",
             table.isa,
             table.limits.flops / 1e9,
+            table.limits.narrow_flops / 1e9,
             table.limits.bytes / 1e9
         );
         println!("{:<52} {:>9} {:>16} {:>7}", "kernel", "ms", "rate", "share");
@@ -62,6 +67,10 @@ fn main() {
 }
 
 impl Table {
+    fn product(&self, flops: f64, narrow: bool) -> Work {
+        if narrow { Work::NarrowFlops(flops) } else { Work::Flops(flops) }
+    }
+
     fn row(&self, name: &str, work: Work, kernel: impl FnMut()) {
         if !self.asked.is_empty() && !self.asked.iter().any(|part| name.contains(part.as_str())) {
             return;
@@ -69,6 +78,7 @@ impl Table {
         let seconds = median(kernel).as_secs_f64();
         let (rate, unit, limit) = match work {
             Work::Flops(flops) => (flops / seconds, "GFLOP/s", self.limits.flops),
+            Work::NarrowFlops(flops) => (flops / seconds, "GFLOP/s", self.limits.narrow_flops),
             Work::Floats(floats) => (4.0 * floats as f64 / seconds, "GB/s", self.limits.bytes),
         };
         println!(
@@ -80,45 +90,86 @@ impl Table {
     }
 }
 
+/// A value kept in either width.
+struct Value {
+    wide: Vec<f32>,
+    narrow: Vec<bf16>,
+}
+
+impl Value {
+    fn new(wide: Vec<f32>) -> Self {
+        Self { narrow: wide.iter().map(|x| bf16::from_f32(*x)).collect(), wide }
+    }
+
+    fn elements(&self, narrow: bool) -> Elements<'_> {
+        if narrow { self.narrow[..].into() } else { (&self.wide).into() }
+    }
+
+    fn elements_mut(&mut self, narrow: bool) -> ElementsMut<'_> {
+        if narrow { (&mut self.narrow[..]).into() } else { (&mut self.wide).into() }
+    }
+}
+
+/// What stands behind a kernel's name where it works in bf16.
+fn in_width(narrow: bool) -> &'static str {
+    if narrow { ", bf16" } else { "" }
+}
+
 fn products(table: &Table) {
     let mut workspace = Workspace::new(rayon::current_num_threads());
     let rows = 1024;
     let base = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
     let minilm = [(384, 1152), (384, 384), (384, 1536), (1536, 384)];
     for (inputs, outputs) in base.into_iter().chain(minilm) {
-        let x = numbers(rows * inputs);
+        let x = Value::new(numbers(rows * inputs));
         let weight = numbers(outputs * inputs);
-        let d_out = numbers(rows * outputs);
-        let bias = numbers(outputs);
-        let mut out = vec![0.0; rows * outputs];
-        let mut d_x = vec![0.0; rows * inputs];
+        let d_out = Value::new(numbers(rows * outputs));
+        let (bias, mut d_bias) = (numbers(outputs), vec![0.0; outputs]);
+        let mut out = Value::new(vec![0.0; rows * outputs]);
+        let mut d_x = Value::new(vec![0.0; rows * inputs]);
         let mut d_weight = vec![0.0; outputs * inputs];
-        let flops = Work::Flops(2.0 * (rows * inputs * outputs) as f64);
-        let (x, d_out) = (Matrix::new(&x, rows, inputs), Matrix::new(&d_out, rows, outputs));
         let weight = Matrix::new(&weight, outputs, inputs);
         let shape = format!("{rows} x {inputs} -> {outputs}");
-        table.row(&format!("product forward {shape}"), flops, || {
-            let c = MatrixMut::new(&mut out, rows, outputs);
-            gemm(table.isa, &mut workspace, Form::NT, x, weight, c, WriteBack::Bias(&bias));
+        for narrow in [false, true] {
+            let work = table.product(2.0 * (rows * inputs * outputs) as f64, narrow);
+            let width = in_width(narrow);
+            let x = Matrix::new(x.elements(narrow), rows, inputs);
+            let d_out = Matrix::new(d_out.elements(narrow), rows, outputs);
+            table.row(&format!("product forward {shape}{width}"), work, || {
+                let c = MatrixMut::new(out.elements_mut(narrow), rows, outputs);
+                gemm(table.isa, &mut workspace, Form::NT, x, weight, c, WriteBack::Bias(&bias));
+            });
+            table.row(&format!("product to the input {shape}{width}"), work, || {
+                let c = MatrixMut::new(d_x.elements_mut(narrow), rows, inputs);
+                gemm(table.isa, &mut workspace, Form::NN, d_out, weight, c, WriteBack::Store);
+            });
+            table.row(&format!("products to weight and bias {shape}{width}"), work, || {
+                let c = MatrixMut::new(&mut d_weight, outputs, inputs);
+                let d_bias = SinkMut { values: &mut d_bias, add: false };
+                weight_gradient(table.isa, &mut workspace, d_out, x, c, false, d_bias);
+            });
+        }
+    }
+    let (x, weight, bias) = (Value::new(numbers(rows * 768)), numbers(3072 * 768), numbers(3072));
+    let d_out = Value::new(numbers(rows * 768));
+    let d_weight = numbers(768 * 3072);
+    let [mut before, mut out] = [(); 2].map(|()| Value::new(vec![0.0; rows * 3072]));
+    for narrow in [false, true] {
+        let work = table.product(2.0 * (rows * 768 * 3072) as f64, narrow);
+        let width = in_width(narrow);
+        table.row(&format!("product with bias and GELU 1024 x 768 -> 3072{width}"), work, || {
+            let (a, b) = (Matrix::new(x.elements(narrow), rows, 768), Matrix::new(&weight, 3072, 768));
+            let c = MatrixMut::new(out.elements_mut(narrow), rows, 3072);
+            let write_back = WriteBack::BiasGelu { bias: &bias, before: before.elements_mut(narrow) };
+            gemm(table.isa, &mut workspace, Form::NT, a, b, c, write_back);
         });
-        table.row(&format!("product to the input {shape}"), flops, || {
-            let c = MatrixMut::new(&mut d_x, rows, inputs);
-            gemm(table.isa, &mut workspace, Form::NN, d_out, weight, c, WriteBack::Store);
-        });
-        table.row(&format!("product to the weight {shape}"), flops, || {
-            let c = MatrixMut::new(&mut d_weight, outputs, inputs);
-            gemm(table.isa, &mut workspace, Form::TN, d_out, x, c, WriteBack::Store);
+        table.row(&format!("product with GELU's gradient 1024 x 3072 <- 768{width}"), work, || {
+            let (a, b) = (Matrix::new(d_out.elements(narrow), rows, 768), Matrix::new(&d_weight, 768, 3072));
+            let c = MatrixMut::new(out.elements_mut(narrow), rows, 3072);
+            let write_back = WriteBack::GeluGradient { before: before.elements(narrow) };
+            gemm(table.isa, &mut workspace, Form::NN, a, b, c, write_back);
         });
     }
-    let (x, weight, bias) = (numbers(rows * 768), numbers(3072 * 768), numbers(3072));
-    let (mut before, mut out) = (vec![0.0; rows * 3072], vec![0.0; rows * 3072]);
-    let flops = Work::Flops(2.0 * (rows * 768 * 3072) as f64);
-    table.row("product with bias and GELU 1024 x 768 -> 3072", flops, || {
-        let (a, b) = (Matrix::new(&x, rows, 768), Matrix::new(&weight, 3072, 768));
-        let c = MatrixMut::new(&mut out, rows, 3072);
-        let write_back = WriteBack::BiasGelu { bias: &bias, before: &mut before };
-        gemm(table.isa, &mut workspace, Form::NT, a, b, c, write_back);
-    });
 }
 
 fn attentions(table: &Table) {
@@ -133,31 +184,33 @@ fn attentions(table: &Table) {
         let starts: Vec<u32> = (0..sequences).map(|s| (s * length) as u32).collect();
         let ends: Vec<u32> = starts.iter().map(|start| start + length as u32).collect();
         let bounds = Bounds { starts: &starts, ends: &ends };
-        let (qkv, d_context) = (numbers(tokens * 3 * hidden), numbers(tokens * hidden));
-        let (mut context, mut sums) = (vec![0.0; tokens * hidden], vec![0.0; tokens * heads]);
-        let mut d_qkv = vec![0.0; tokens * 3 * hidden];
+        let [qkv, d_context] = [3, 1].map(|thirds| Value::new(numbers(tokens * thirds * hidden)));
+        let [mut d_qkv, mut context] = [3, 1].map(|thirds| Value::new(vec![0.0; tokens * thirds * hidden]));
+        let mut sums = vec![0.0; tokens * heads];
         let product = 2.0 * (sequences * length * length * hidden) as f64;
         let (isa, scratch) = (table.isa, workspace.scratch());
         for (with, dropout) in [("", 0.0), (", dropout", 0.1)] {
-            let dropout = Dropout::new(dropout, 0);
-            table.row(&format!("attention {name}{with}"), Work::Flops(2.0 * product), || {
-                attention::forward(
-                    isa,
-                    scratch,
-                    stream,
-                    dropout,
-                    heads,
-                    &qkv,
-                    bounds,
-                    &mut context,
-                    &mut sums,
+            for narrow in [false, true] {
+                let (dropout, width) = (Dropout::new(dropout, 0), in_width(narrow));
+                let qkv = qkv.elements(narrow);
+                table.row(
+                    &format!("attention {name}{with}{width}"),
+                    table.product(2.0 * product, narrow),
+                    || {
+                        let context = context.elements_mut(narrow);
+                        attention::forward(
+                            isa, scratch, stream, dropout, heads, qkv, bounds, context, &mut sums,
+                        );
+                    },
                 );
-            });
-            table.row(&format!("attention gradient {name}{with}"), Work::Flops(5.0 * product), || {
-                attention::backward(
-                    isa, scratch, stream, dropout, heads, &qkv, bounds, &sums, &d_context, &mut d_qkv,
-                );
-            });
+                let work = table.product(5.0 * product, narrow);
+                table.row(&format!("attention gradient {name}{with}{width}"), work, || {
+                    let (d_context, d_qkv) = (d_context.elements(narrow), d_qkv.elements_mut(narrow));
+                    attention::backward(
+                        isa, scratch, stream, dropout, heads, qkv, bounds, &sums, d_context, d_qkv,
+                    );
+                });
+            }
         }
     }
 }
@@ -249,28 +302,32 @@ fn vocabularies(table: &Table) {
     let (rows, inputs, words) = (614, 768, 30522);
     let mut workspace = Workspace::new(rayon::current_num_threads());
     let mut random = Random::new(5, [0, 0]);
-    let (x, weight, bias) = (numbers(rows * inputs), numbers(words * inputs), numbers(words));
+    let (x, weight, bias) = (Value::new(numbers(rows * inputs)), numbers(words * inputs), numbers(words));
     let labels: Vec<u32> = (0..rows).map(|_| random.below(words as u32)).collect();
-    let vocabulary = Vocabulary { x: &x, weight: &weight, bias: &bias, labels: &labels };
     let product = 2.0 * (rows * inputs * words) as f64;
-    for block in [1024, 2048, 4096] {
+    for (block, narrow) in [(1024, false), (2048, false), (4096, false), (4096, true)] {
+        let (x, width) = (x.elements(narrow), in_width(narrow));
+        let vocabulary = Vocabulary { x, weight: &weight, bias: &bias, labels: &labels };
         let (mut logits, mut softmax) = (vec![0.0; rows * block], vec![0.0; rows * STATISTICS]);
+        let mut d_logits = vec![bf16::ZERO; rows * block];
         let [mut d_x, mut d_weight, mut d_bias] =
             [x.len(), weight.len(), bias.len()].map(|len| vec![0.0f32; len]);
-        table.row(&format!("vocabulary loss 614 x 768 x 30522 by {block}"), Work::Flops(product), || {
+        let work = table.product(product, narrow);
+        table.row(&format!("vocabulary loss 614 x 768 x 30522 by {block}{width}"), work, || {
             vocabulary::forward(table.isa, &mut workspace, &vocabulary, &mut logits, &mut softmax);
         });
-        table.row(&format!("vocabulary loss gradient by {block}"), Work::Flops(3.0 * product), || {
+        let work = table.product(3.0 * product, narrow);
+        table.row(&format!("vocabulary loss gradient by {block}{width}"), work, || {
             let [x, weight, bias] = [&mut d_x, &mut d_weight, &mut d_bias]
                 .map(|values| SinkMut { values: &mut values[..], add: false });
-            let workspace = &mut workspace;
             vocabulary::backward(
                 table.isa,
-                workspace,
+                &mut workspace,
                 &vocabulary,
                 &softmax,
                 1.0,
                 &mut logits,
+                narrow.then_some((&mut d_logits[..]).into()),
                 x,
                 weight,
                 bias,

@@ -26,6 +26,8 @@ pub fn median(mut work: impl FnMut()) -> Duration {
 pub struct Limits {
     /// Floating-point operations a second, of f32 fused multiply-adds that wait for nothing; two operations each.
     pub flops: f64,
+    /// The same of multiply-adds of bf16 in pairs; where no instruction does them, that of f32.
+    pub narrow_flops: f64,
     /// Bytes read and written a second by a copy or a change in place, the faster of them, that no cache holds.
     pub bytes: f64,
 }
@@ -34,9 +36,13 @@ impl Limits {
     /// Measures them.
     pub fn probe() -> Self {
         const ROUNDS: usize = 1 << 20;
-        let (multiply_adds, work) = multiply_adder();
-        let operations = (ROUNDS * multiply_adds * 2) as f64;
-        let seconds = rayon::broadcast(|_| best(40, || work(ROUNDS)));
+        let rate = |(multiply_adds, work): (usize, fn(usize))| {
+            let operations = (ROUNDS * multiply_adds * 2) as f64;
+            let seconds = rayon::broadcast(|_| best(40, || work(ROUNDS)));
+            seconds.iter().map(|seconds| operations / seconds).sum::<f64>()
+        };
+        let flops = rate(multiply_adder());
+        let narrow_flops = narrow_multiply_adder().map_or(flops, rate);
         let from = vec![1.0f32; 1 << 26];
         let mut to = vec![0.0f32; 1 << 26];
         let copying = best(5, || {
@@ -48,10 +54,7 @@ impl Limits {
         let changing = best(5, || {
             to.par_chunks_mut(1 << 18).for_each(|to| to.iter_mut().for_each(|x| *x *= 1.5));
         });
-        Self {
-            flops: seconds.iter().map(|seconds| operations / seconds).sum(),
-            bytes: 2.0 * 4.0 * from.len() as f64 / copying.min(changing),
-        }
+        Self { flops, narrow_flops, bytes: 2.0 * 4.0 * from.len() as f64 / copying.min(changing) }
     }
 }
 
@@ -88,6 +91,32 @@ fn multiply_adder() -> (usize, fn(usize)) {
         Isa::Avx2 => (8 * SUMS, |rounds| unsafe { multiply_add_avx2(rounds) }),
         _ => (LANES * SUMS, multiply_add),
     }
+}
+
+/// The same for bf16, where there is an instruction for it.
+fn narrow_multiply_adder() -> Option<(usize, fn(usize))> {
+    use mtdnn_raw::backend::cpu::isa::Isa;
+    match Isa::detect() {
+        // SAFETY: the instruction set was found on this machine.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => Some((32 * SUMS, |rounds| unsafe { multiply_add_avx512_bf16(rounds) })),
+        _ => None,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_add_avx512_bf16(rounds: usize) {
+    let mut sums = black_box(START).map(|start| _mm512_set1_ps(start));
+    // SAFETY: any 64 bytes are 32 numbers of bf16.
+    let factors: [__m512bh; 2] =
+        black_box([FACTOR, ADDEND]).map(|x| unsafe { std::mem::transmute(_mm512_set1_ps(x)) });
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, factors[0], factors[1]);
+        }
+    }
+    black_box(sums.into_iter().fold(_mm512_setzero_ps(), |total, sum| _mm512_add_ps(total, sum)));
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,6 +3,8 @@
 use clap::Args;
 use mtdnn_raw::backend::Backend;
 use mtdnn_raw::backend::cpu::CpuBackend;
+use mtdnn_raw::backend::cpu::isa::Isa;
+use mtdnn_raw::tensor::Precision;
 
 use super::Usage;
 
@@ -13,7 +15,7 @@ pub(super) struct DeviceArgs {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: String,
 
-    /// The arithmetic: auto (bf16 on a GPU, f32 on the CPU), f32, or bf16.
+    /// The arithmetic: auto (bf16 on a GPU and on a CPU with AVX512-BF16, else f32), f32, or bf16.
     #[arg(long, default_value = "auto", value_name = "KIND")]
     precision: String,
 }
@@ -27,15 +29,11 @@ enum Wish {
 }
 
 impl DeviceArgs {
-    /// Refuses words that are no device or precision, and a pair that does not go together.
+    /// Refuses words that are no device or precision.
     pub(super) fn check(&self) -> Result<(), Usage> {
-        let wish = self.wish()?;
+        self.wish()?;
         match self.precision.as_str() {
-            "auto" | "f32" => Ok(()),
-            "bf16" if wish != Wish::Cpu => Ok(()),
-            "bf16" => {
-                Err(Usage("--precision bf16: the CPU backend computes in f32; take auto or f32".into()))
-            }
+            "auto" | "f32" | "bf16" => Ok(()),
             other => Err(Usage(format!("--precision {other}: not a precision; take auto, f32 or bf16"))),
         }
     }
@@ -46,7 +44,13 @@ impl DeviceArgs {
     /// A GPU that was asked for and cannot be had: what is missing, and what to do.
     pub(super) fn backend(&self) -> anyhow::Result<Box<dyn Backend>> {
         self.check()?;
-        let cpu = || -> Box<dyn Backend> { Box::new(CpuBackend::new()) };
+        let cpu = || -> Box<dyn Backend> {
+            let precision = self.cpu_precision();
+            if precision == Precision::Bf16 {
+                eprintln!("device: cpu, bf16{}", slow_bf16().unwrap_or_default());
+            }
+            Box::new(CpuBackend::new().with_precision(precision))
+        };
         match self.wish()? {
             Wish::Cpu => Ok(cpu()),
             Wish::Cuda(number) => match cuda::backend(number, &self.precision) {
@@ -56,17 +60,19 @@ impl DeviceArgs {
                     self.device
                 ),
             },
-            Wish::Auto if !cuda::is_there() => match self.precision.as_str() {
-                "bf16" => Err(Usage("--precision bf16 needs a GPU, and there is none here".into()).into()),
-                _ => Ok(cpu()),
-            },
-            Wish::Auto => Ok(cuda::backend(0, &self.precision).or_else(|error| {
-                if self.precision == "bf16" {
-                    return Err(error);
-                }
+            Wish::Auto if !cuda::is_there() => Ok(cpu()),
+            Wish::Auto => Ok(cuda::backend(0, &self.precision).unwrap_or_else(|error| {
                 eprintln!("warning: the GPU is not used: {error}; going on with the CPU (mtdnn-raw doctor says more)");
-                Ok(cpu())
-            })?),
+                cpu()
+            })),
+        }
+    }
+
+    fn cpu_precision(&self) -> Precision {
+        match self.precision.as_str() {
+            "bf16" => Precision::Bf16,
+            "auto" => automatic_precision(),
+            _ => Precision::F32,
         }
     }
 
@@ -84,6 +90,18 @@ impl DeviceArgs {
             _ => Err(Usage(format!("--device {device}: not a device; take auto, cpu or cuda[:N]"))),
         }
     }
+}
+
+/// What `--precision auto` takes on this CPU: bf16 where products of it are faster than those of f32.
+pub(super) fn automatic_precision() -> Precision {
+    if Isa::detect() == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 }
+}
+
+/// Where bf16 saves memory alone.
+fn slow_bf16() -> Option<&'static str> {
+    (Isa::detect() < Isa::Avx512Bf16).then_some(
+        " (this processor multiplies no bf16: it saves memory, and products take as long as in f32)",
+    )
 }
 
 /// What `--device auto` takes here.

@@ -10,12 +10,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::bounds::Bounds;
+use super::elements::{Elements, ElementsMut};
 use super::gemm::{Form, Matrix, MatrixMut, gemm_serial, serial_scratch};
 use super::isa::Isa;
 use super::math;
 use super::philox::{Stream, keep_row_inline};
 use super::scratch::Scratch;
-use super::shared::SharedMut;
+use super::shared::{SharedElements, SharedMut};
 use super::simd::multiversion;
 use crate::tensor::Dropout;
 
@@ -32,9 +33,9 @@ pub fn forward(
     stream: Stream,
     dropout: Dropout,
     heads: usize,
-    qkv: &[f32],
+    qkv: Elements,
     bounds: Bounds,
-    context: &mut [f32],
+    mut context: ElementsMut,
     log_sum_exp: &mut [f32],
 ) {
     let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
@@ -44,7 +45,7 @@ pub fn forward(
         context.fill(0.0);
         log_sum_exp.fill(0.0);
     }
-    let (context, log_sum_exp) = (SharedMut::new(context), SharedMut::new(log_sum_exp));
+    let (context, log_sum_exp) = (SharedElements::new(context), SharedMut::new(log_sum_exp));
     input.for_each_head(|head| {
         scratch.with(head.scratch_floats(), |scratch| head.forward(scratch, context, log_sum_exp));
     });
@@ -59,11 +60,11 @@ pub fn backward(
     stream: Stream,
     dropout: Dropout,
     heads: usize,
-    qkv: &[f32],
+    qkv: Elements,
     bounds: Bounds,
     log_sum_exp: &[f32],
-    d_context: &[f32],
-    d_qkv: &mut [f32],
+    d_context: Elements,
+    mut d_qkv: ElementsMut,
 ) {
     let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
     input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
@@ -72,7 +73,7 @@ pub fn backward(
     if input.has_dead_rows() {
         d_qkv.fill(0.0);
     }
-    let d_qkv = SharedMut::new(d_qkv);
+    let d_qkv = SharedElements::new(d_qkv);
     input.for_each_head(|head| {
         scratch.with(head.scratch_floats(), |scratch| head.backward(scratch, log_sum_exp, d_context, d_qkv));
     });
@@ -99,7 +100,7 @@ struct Input<'a> {
     stream: Stream,
     dropout: Dropout,
     heads: usize,
-    qkv: &'a [f32],
+    qkv: Elements<'a>,
     bounds: Bounds<'a>,
     tokens: usize,
     hidden: usize,
@@ -111,7 +112,7 @@ impl<'a> Input<'a> {
         stream: Stream,
         dropout: Dropout,
         heads: usize,
-        qkv: &'a [f32],
+        qkv: Elements<'a>,
         bounds: Bounds<'a>,
         log_sums: usize,
     ) -> Self {
@@ -161,9 +162,16 @@ enum Third {
 
 impl Head<'_> {
     /// This head's columns of some rows, `[rows, size]`, of a matrix of `stride` columns; `third` of which they are.
-    fn columns<'m>(&self, matrix: &'m [f32], rows: Range<usize>, stride: usize, third: Third) -> Matrix<'m> {
+    fn columns<'m>(
+        &self,
+        matrix: Elements<'m>,
+        rows: Range<usize>,
+        stride: usize,
+        third: Third,
+    ) -> Matrix<'m> {
         let column = third as usize * self.input.hidden + self.index * self.size;
-        Matrix::with_stride(&matrix[rows.start * stride + column..], rows.len(), self.size, stride)
+        let part = matrix.part(rows.start * stride + column..matrix.len());
+        Matrix::with_stride(part, rows.len(), self.size, stride)
     }
 
     fn qkv(&self, rows: Range<usize>, third: Third) -> Matrix<'_> {
@@ -171,12 +179,13 @@ impl Head<'_> {
     }
 
     /// Copies rows `[rows, size]` to this head's columns of a matrix.
-    fn write(&self, from: &[f32], matrix: SharedMut, rows: Range<usize>, stride: usize, third: Third) {
+    fn write(&self, from: &[f32], matrix: SharedElements, rows: Range<usize>, stride: usize, third: Third) {
         let column = third as usize * self.input.hidden + self.index * self.size;
         for (row, from) in rows.zip(from.chunks_exact(self.size)) {
             let start = row * stride + column;
             // SAFETY: one task writes this head's columns of these rows.
-            unsafe { matrix.slice(start..start + self.size) }.copy_from_slice(from);
+            let mut columns = unsafe { matrix.part(start..start + self.size) };
+            store(self.input.isa, from, &mut columns);
         }
     }
 
@@ -208,7 +217,7 @@ impl Head<'_> {
         self.tokens.clone().step_by(QUERIES).map(move |start| start..(start + QUERIES).min(end))
     }
 
-    fn forward(&self, scratch: &mut [f32], context: SharedMut, log_sum_exp: SharedMut) {
+    fn forward(&self, scratch: &mut [f32], context: SharedElements, log_sum_exp: SharedMut) {
         let Input { isa, heads, hidden, .. } = *self.input;
         let (length, size) = (self.tokens.len(), self.size);
         let stride = length.next_multiple_of(LANES);
@@ -221,7 +230,7 @@ impl Head<'_> {
         for rows in self.blocks() {
             let count = rows.len();
             let queries = self.qkv(rows.clone(), Third::Query);
-            let c = MatrixMut::with_stride(scores, count, length, stride);
+            let c = MatrixMut::with_stride(&mut *scores, count, length, stride);
             gemm_serial(isa, packing, Form::NT, queries, keys, c, false);
             for (query, scores) in rows.clone().zip(scores.chunks_exact_mut(stride)) {
                 let place = query * heads + self.index;
@@ -230,21 +239,21 @@ impl Head<'_> {
                 log_sum_exp[0] = softmax(isa, self.row(query), factors, scores);
             }
             let block = &mut block[..count * size];
-            let probabilities = Matrix::with_stride(scores, count, length, stride);
+            let probabilities = Matrix::with_stride(&*scores, count, length, stride);
             gemm_serial(
                 isa,
                 packing,
                 Form::NN,
                 probabilities,
                 values,
-                MatrixMut::new(block, count, size),
+                MatrixMut::new(&mut *block, count, size),
                 false,
             );
             self.write(block, context, rows, hidden, Third::Query);
         }
     }
 
-    fn backward(&self, scratch: &mut [f32], log_sum_exp: &[f32], d_context: &[f32], d_qkv: SharedMut) {
+    fn backward(&self, scratch: &mut [f32], log_sum_exp: &[f32], d_context: Elements, d_qkv: SharedElements) {
         let Input { isa, heads, hidden, .. } = *self.input;
         let (length, size) = (self.tokens.len(), self.size);
         let stride = length.next_multiple_of(LANES);
@@ -263,9 +272,9 @@ impl Head<'_> {
             let queries = self.qkv(rows.clone(), Third::Query);
             let d_context = self.columns(d_context, rows.clone(), hidden, Third::Query);
 
-            let c = MatrixMut::with_stride(scores, count, length, stride);
+            let c = MatrixMut::with_stride(&mut *scores, count, length, stride);
             gemm_serial(isa, packing, Form::NT, queries, keys, c, false);
-            let c = MatrixMut::with_stride(gradients, count, length, stride);
+            let c = MatrixMut::with_stride(&mut *gradients, count, length, stride);
             gemm_serial(isa, packing, Form::NT, d_context, values, c, false);
             let lines = scores.chunks_exact_mut(stride).zip(gradients.chunks_exact_mut(stride));
             for (query, (scores, gradients)) in rows.clone().zip(lines) {
@@ -273,11 +282,11 @@ impl Head<'_> {
                 softmax_gradient(isa, self.row(query), log_sum_exp, factors, scores, gradients);
             }
 
-            let probabilities = Matrix::with_stride(scores, count, length, stride);
-            let d_scores = Matrix::with_stride(gradients, count, length, stride);
-            let c = MatrixMut::new(d_values, length, size);
+            let probabilities = Matrix::with_stride(&*scores, count, length, stride);
+            let d_scores = Matrix::with_stride(&*gradients, count, length, stride);
+            let c = MatrixMut::new(&mut *d_values, length, size);
             gemm_serial(isa, packing, Form::TN, probabilities, d_context, c, add);
-            let c = MatrixMut::new(d_keys, length, size);
+            let c = MatrixMut::new(&mut *d_keys, length, size);
             gemm_serial(isa, packing, Form::TN, d_scores, queries, c, add);
             let d_queries = &mut d_queries[..count * size];
             gemm_serial(
@@ -286,7 +295,7 @@ impl Head<'_> {
                 Form::NN,
                 d_scores,
                 keys,
-                MatrixMut::new(d_queries, count, size),
+                MatrixMut::new(&mut *d_queries, count, size),
                 false,
             );
             self.write(d_queries, d_qkv, rows, 3 * hidden, Third::Query);
@@ -315,6 +324,12 @@ impl Row {
     #[inline(always)]
     fn draw(&self, factors: &mut [f32]) {
         keep_row_inline(self.stream, self.dropout, self.head, self.place, 0, factors);
+    }
+}
+
+multiversion! {
+    fn store<FMA>(from: &[f32], to: &mut ElementsMut) {
+        to.store(0..from.len(), from);
     }
 }
 
@@ -400,6 +415,8 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::super::philox::keep_row;
     use super::super::testing::{assert_close, difference_quotients, doubles, numbers, same_on_any_threads};
     use super::*;
@@ -488,7 +505,8 @@ mod tests {
     ) -> Vec<f32> {
         let (mut context, mut log_sum_exp) = (vec![f32::NAN; qkv.len() / 3], vec![f32::NAN; tokens * heads]);
         let scratch = Scratch::new(rayon::current_num_threads());
-        forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, &mut context, &mut log_sum_exp);
+        let (qkv, out) = (qkv.into(), (&mut context).into());
+        forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, out, &mut log_sum_exp);
         context.extend(log_sum_exp);
         context
     }
@@ -535,15 +553,69 @@ mod tests {
                             STREAM,
                             dropout,
                             heads,
-                            &qkv,
+                            (&qkv).into(),
                             bounds,
                             log_sum_exp,
-                            &d_context,
-                            &mut d_qkv,
+                            (&d_context).into(),
+                            (&mut d_qkv).into(),
                         );
                         d_qkv
                     },
                     |values| assert_close(values, expected.iter().copied(), 5e-6),
+                );
+            }
+        }
+    }
+
+    fn narrowed(numbers: &[f32]) -> Vec<bf16> {
+        numbers.iter().map(|x| bf16::from_f32(*x)).collect()
+    }
+
+    fn widened(numbers: &[bf16]) -> Vec<f32> {
+        numbers.iter().map(|x| x.to_f32()).collect()
+    }
+
+    /// The norm of the difference, as a share of the norm of what is expected.
+    fn error(values: &[f32], expected: &[f64]) -> f64 {
+        let squares = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>().sqrt();
+        let difference = squares(&mut values.iter().zip(expected).map(|(x, e)| f64::from(*x) - e));
+        difference / squares(&mut expected.iter().copied())
+    }
+
+    /// Inputs of bf16 are read as they are; probabilities, their gradients and results are rounded once each, to 2^-9.
+    #[test]
+    fn in_bf16_context_and_gradient_are_those_of_the_definition() {
+        for (heads, size, lengths) in [(2, 5, &[1, 9, 0, 16][..]), (1, 8, &[3, 70]), (3, 4, &[130, 7])] {
+            for dropout in [OFF, Dropout::new(0.3, 2)] {
+                let packed = Packed::new(lengths);
+                let (tokens, bounds, hidden) = (packed.tokens(), packed.bounds(), heads * size);
+                let (qkv, d_context) =
+                    (narrowed(&inputs(1, 3 * tokens * hidden)), narrowed(&numbers(2, tokens * hidden)));
+                let (context, log_sums) = exact(&doubles(&widened(&qkv)), bounds, heads, hidden, dropout);
+                let loss = |qkv: &[f64]| {
+                    let (context, _) = exact(qkv, bounds, heads, hidden, dropout);
+                    context.iter().zip(&d_context).map(|(c, d)| c * d.to_f64()).sum()
+                };
+                let gradient = difference_quotients(&widened(&qkv), loss);
+                same_on_any_threads(
+                    |isa| {
+                        let mut out = vec![bf16::NAN; tokens * hidden];
+                        let mut log_sum_exp = vec![f32::NAN; tokens * heads];
+                        let mut d_qkv = vec![bf16::NAN; qkv.len()];
+                        let scratch = Scratch::new(rayon::current_num_threads());
+                        let (x, y) = (Elements::from(&qkv[..]), ElementsMut::from(&mut out[..]));
+                        forward(isa, &scratch, STREAM, dropout, heads, x, bounds, y, &mut log_sum_exp);
+                        let (d, d_x) = (d_context[..].into(), (&mut d_qkv[..]).into());
+                        backward(isa, &scratch, STREAM, dropout, heads, x, bounds, &log_sum_exp, d, d_x);
+                        [widened(&out), log_sum_exp, widened(&d_qkv)].concat()
+                    },
+                    |values| {
+                        let (of_context, rest) = values.split_at(tokens * hidden);
+                        let (of_log_sums, of_gradient) = rest.split_at(tokens * heads);
+                        assert_close(of_log_sums, log_sums.iter().copied(), 5e-6);
+                        let errors = [error(of_context, &context), error(of_gradient, &gradient)];
+                        assert!(errors.iter().all(|error| *error < 1.0 / 256.0), "{errors:?}");
+                    },
                 );
             }
         }
@@ -583,7 +655,8 @@ mod tests {
         let values = forward_values(isa, &qkv, 40, both, 2, OFF);
         let mut d_qkv = vec![f32::NAN; qkv.len()];
         let log_sums = &values[40 * hidden..];
-        backward(isa, &scratch, STREAM, OFF, 2, &qkv, both, log_sums, &d_context, &mut d_qkv);
+        let (x, d, d_x) = ((&qkv).into(), (&d_context).into(), (&mut d_qkv).into());
+        backward(isa, &scratch, STREAM, OFF, 2, x, both, log_sums, d, d_x);
         for row in (0..40).filter(|row| !both.iter().any(|rows| rows.contains(row))) {
             assert_eq!(values[row * hidden..][..hidden], [0.0; 16], "context of row {row}");
             assert_eq!(d_qkv[row * 3 * hidden..][..3 * hidden], [0.0; 48], "gradient of row {row}");

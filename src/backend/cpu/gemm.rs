@@ -9,6 +9,9 @@
 //! it is packed once, in parallel, into a shared buffer. The divided one is packed by each task, block by block,
 //! into its thread's scratch, where it is used while still in the cache.
 //!
+//! A product with an operand of bf16 is one of bf16: the other operand is rounded as it is packed, and sums are f32. Where
+//! C is bf16, too, sums wait for all slices in the task's scratch, so that they are rounded once.
+//!
 //! An element of C is the sum over its slices, in order, of sums over a slice, in order. Slices depend on `k`
 //! alone, so an element has the same bits whatever the threads, the tile it falls in and the other rows.
 
@@ -16,6 +19,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod kernel;
 mod pack;
 mod portable;
@@ -25,12 +30,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::blocks::SinkMut;
+use super::elements::{Elements, ElementsMut};
 use super::isa::Isa;
-use super::scratch::Workspace;
-use super::shared::SharedMut;
+use super::scratch::{Scratch, Workspace};
+use super::shared::{SharedElements, SharedMut};
+use super::simd::multiversion;
 use kernel::{Kernel, TILE};
 use pack::Operand;
-use write::{Finish, Target};
+use write::{Finish, Partial, Target};
 
 /// Which operand of C `[m, n]` is transposed; all matrices are row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +55,7 @@ pub enum Form {
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     /// From the first element to at least the last.
-    pub data: &'a [f32],
+    pub data: Elements<'a>,
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
@@ -58,13 +66,15 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// A dense matrix: rows follow one another.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: impl Into<Elements<'a>>, rows: usize, cols: usize) -> Self {
+        let data = data.into();
         assert_eq!(data.len(), rows * cols, "a dense [{rows}, {cols}] matrix");
         Self { data, rows, cols, stride: cols }
     }
 
     /// A matrix whose rows are `stride` apart.
-    pub fn with_stride(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn with_stride(data: impl Into<Elements<'a>>, rows: usize, cols: usize, stride: usize) -> Self {
+        let data = data.into();
         assert_strided(data.len(), rows, cols, stride);
         Self { data, rows, cols, stride }
     }
@@ -73,7 +83,7 @@ impl<'a> Matrix<'a> {
 /// A [`Matrix`] that is written.
 pub struct MatrixMut<'a> {
     /// From the first element to at least the last.
-    pub data: &'a mut [f32],
+    pub data: ElementsMut<'a>,
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
@@ -84,13 +94,15 @@ pub struct MatrixMut<'a> {
 
 impl<'a> MatrixMut<'a> {
     /// A dense matrix: rows follow one another.
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: impl Into<ElementsMut<'a>>, rows: usize, cols: usize) -> Self {
+        let data = data.into();
         assert_eq!(data.len(), rows * cols, "a dense [{rows}, {cols}] matrix");
         Self { data, rows, cols, stride: cols }
     }
 
     /// A matrix whose rows are `stride` apart.
-    pub fn with_stride(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn with_stride(data: impl Into<ElementsMut<'a>>, rows: usize, cols: usize, stride: usize) -> Self {
+        let data = data.into();
         assert_strided(data.len(), rows, cols, stride);
         Self { data, rows, cols, stride }
     }
@@ -116,7 +128,12 @@ pub enum WriteBack<'a> {
         /// `[n]`
         bias: &'a [f32],
         /// AB + bias `[m, n]`, dense, kept for the backward pass; empty if it is not needed.
-        before: &'a mut [f32],
+        before: ElementsMut<'a>,
+    },
+    /// C = AB gelu'(before), element by element: the gradient of what [`WriteBack::BiasGelu`] kept
+    GeluGradient {
+        /// `[m, n]`, dense
+        before: Elements<'a>,
     },
 }
 
@@ -133,32 +150,39 @@ pub fn gemm(
     write_back: WriteBack,
 ) {
     let product = Product::new(isa, form, a, b, c, write_back);
-    let Product { kernel, m, n, k, .. } = product;
-    if m * n * k < SMALL {
-        let (_, scratch) = workspace.parts(0);
-        return scratch.with(kernel.private_floats(), |scratch| product.run(0..m, 0..n, None, scratch));
+    let (shared, scratch) = workspace.parts(product.kernel.shared_floats(product.m, product.n, product.k));
+    product.run_all(shared, scratch);
+}
+
+/// The gradients of a linear map: of its weight, `d_outᵀ x` of `d_out` `[rows, outputs]` and `x` `[rows, inputs]`, and of
+/// its bias, the sums over rows of `d_out`, which are taken where the product packs it and has it in the cache.
+pub fn weight_gradient(
+    isa: Isa,
+    workspace: &mut Workspace,
+    d_out: Matrix,
+    x: Matrix,
+    d_weight: MatrixMut,
+    add: bool,
+    d_bias: SinkMut,
+) {
+    assert_eq!(d_bias.values.len(), d_out.cols, "a bias's gradient of {} outputs", d_out.cols);
+    let write_back = if add { WriteBack::Add } else { WriteBack::Store };
+    let mut product = Product::new(isa, Form::TN, d_out, x, d_weight, write_back);
+    let packed = product.kernel.shared_floats(product.m, product.n, product.k);
+    let (shared, scratch) = workspace.parts(packed + product.slices().count() * product.m);
+    let (shared, sums) = shared.split_at_mut(packed);
+    product.line_sums = Some(SharedMut::new(sums));
+    product.run_all(shared, scratch);
+    let outputs = product.m;
+    for (output, d_bias_of_output) in d_bias.values.iter_mut().enumerate() {
+        let of_slices = sums.iter().skip(output).step_by(outputs);
+        let sum = of_slices.map(|sum| f64::from(*sum)).sum::<f64>() as f32;
+        *d_bias_of_output = sum + if d_bias.add { *d_bias_of_output } else { 0.0 };
     }
-
-    let (side, panels, block) = if product.rows_are_divided() {
-        (m, kernel.rows, kernel.row_block)
-    } else {
-        (n, kernel.columns, kernel.column_block)
-    };
-    let threads = rayon::current_num_threads();
-    let tasks = side.div_ceil(block).next_multiple_of(threads);
-    let length = side.div_ceil(tasks).next_multiple_of(panels);
-
-    let (shared, scratch) = workspace.parts(kernel.shared_floats(m, n, k));
-    product.pack_shared(shared);
-    (0..side.div_ceil(length)).into_par_iter().with_max_len(1).for_each(|task| {
-        let part = task * length..((task + 1) * length).min(side);
-        let (rows, columns) = if product.rows_are_divided() { (part, 0..n) } else { (0..m, part) };
-        scratch.with(kernel.private_floats(), |scratch| product.run(rows, columns, Some(shared), scratch));
-    });
 }
 
 /// The product of A and B by the calling thread alone, for small products within a parallel region.
-/// `scratch` holds at least [`serial_scratch`] floats. C is overwritten, or added to if `accumulate`.
+/// `scratch` holds at least [`serial_scratch`] floats. C, of f32, is overwritten, or added to if `accumulate`.
 pub fn gemm_serial(
     isa: Isa,
     scratch: &mut [f32],
@@ -170,18 +194,34 @@ pub fn gemm_serial(
 ) {
     let write_back = if accumulate { WriteBack::Add } else { WriteBack::Store };
     let product = Product::new(isa, form, a, b, c, write_back);
+    assert!(matches!(product.target.c, SharedElements::F32(_)), "a product within a task is written in f32");
     product.run(0..product.m, 0..product.n, None, scratch);
 }
 
 /// How much scratch [`gemm_serial`] needs, in floats.
 pub fn serial_scratch(isa: Isa) -> usize {
-    Kernel::of(isa).private_floats()
+    Kernel::of(isa, false).private_floats()
 }
 
-/// Makes room for the product of an `[m, k]` and a `[k, n]` matrix.
-pub fn reserve(isa: Isa, workspace: &mut Workspace, m: usize, n: usize, k: usize) {
-    let kernel = Kernel::of(isa);
-    workspace.reserve(kernel.shared_floats(m, n, k), kernel.private_floats());
+/// Makes room for the product of an `[m, k]` and a `[k, n]` matrix, of bf16 if `narrow`.
+pub fn reserve(isa: Isa, workspace: &mut Workspace, narrow: bool, m: usize, n: usize, k: usize) {
+    let kernel = Kernel::of(isa, narrow);
+    let partial = if narrow { kernel.partial_floats(m, n, k) } else { 0 };
+    workspace.reserve(kernel.shared_floats(m, n, k), kernel.private_floats() + partial);
+}
+
+/// Makes room for [`weight_gradient`] of so many rows, outputs and inputs.
+pub fn reserve_weight_gradient(
+    isa: Isa,
+    workspace: &mut Workspace,
+    narrow: bool,
+    [rows, outputs, inputs]: [usize; 3],
+) {
+    let kernel = Kernel::of(isa, narrow);
+    // No slice but the last is shorter than half the longest.
+    let slices = 1 + kernel.words(rows) / (kernel.depth / 2);
+    let shared = kernel.shared_floats(outputs, inputs, rows) + slices * outputs;
+    workspace.reserve(shared, kernel.private_floats());
 }
 
 /// Multiplications below which handing tasks to threads takes longer than the product (some 10 µs).
@@ -189,6 +229,7 @@ const SMALL: usize = 1 << 19;
 
 /// A product whose shapes have been checked.
 struct Product<'a> {
+    isa: Isa,
     kernel: &'static Kernel,
     m: usize,
     n: usize,
@@ -196,6 +237,8 @@ struct Product<'a> {
     a: Operand<'a>,
     b: Operand<'a>,
     target: Target<'a>,
+    /// Where the sums over each slice of A's lines go, `[slices, m]`.
+    line_sums: Option<SharedMut<'a>>,
 }
 
 impl<'a> Product<'a> {
@@ -221,15 +264,51 @@ impl<'a> Product<'a> {
             WriteBack::Bias(bias) => (false, Finish::Bias(bias)),
             WriteBack::BiasGelu { bias, before } => {
                 assert!(before.is_empty() || before.len() == m * n, "before of [{m}, {n}]: {}", before.len());
-                let before = (!before.is_empty()).then(|| SharedMut::new(before));
+                let before = (!before.is_empty()).then(|| SharedElements::new(before));
                 (false, Finish::BiasGelu { bias, before })
+            }
+            WriteBack::GeluGradient { before } => {
+                assert_eq!(before.len(), m * n, "before of [{m}, {n}]");
+                (false, Finish::GeluGradient { before })
             }
         };
         if let Finish::Bias(bias) | Finish::BiasGelu { bias, .. } = &finish {
             assert_eq!(bias.len(), n, "bias of a [{m}, {n}] product");
         }
-        let target = Target { c: SharedMut::new(c.data), stride: c.stride, columns: n, add, finish };
-        Self { kernel: Kernel::of(isa), m, n, k, a, b, target }
+        let target = Target { c: SharedElements::new(c.data), stride: c.stride, columns: n, add, finish };
+        let narrow = matches!((a.data, b.data), (Elements::Bf16(_), _) | (_, Elements::Bf16(_)));
+        Self { isa, kernel: Kernel::of(isa, narrow), m, n, k, a, b, target, line_sums: None }
+    }
+
+    /// Computes all of C. `shared` has room for the packed operand of the side that is not divided.
+    fn run_all(&self, shared: &mut [f32], scratch: &Scratch) {
+        let Self { kernel, m, n, k, .. } = *self;
+        let floats = kernel.private_floats() + self.partial_floats();
+        if m * n * k < SMALL {
+            return scratch.with(floats, |scratch| self.run(0..m, 0..n, None, scratch));
+        }
+        let (side, panels, block) = if self.rows_are_divided() {
+            (m, kernel.rows, kernel.row_block)
+        } else {
+            (n, kernel.columns, kernel.column_block)
+        };
+        let threads = rayon::current_num_threads();
+        let tasks = side.div_ceil(block).next_multiple_of(threads);
+        let length = side.div_ceil(tasks).next_multiple_of(panels);
+        self.pack_shared(shared);
+        (0..side.div_ceil(length)).into_par_iter().with_max_len(1).for_each(|task| {
+            let part = task * length..((task + 1) * length).min(side);
+            let (rows, columns) = if self.rows_are_divided() { (part, 0..n) } else { (0..m, part) };
+            scratch.with(floats, |scratch| self.run(rows, columns, Some(shared), scratch));
+        });
+    }
+
+    /// What a task needs for sums that wait for further slices.
+    fn partial_floats(&self) -> usize {
+        match self.target.c {
+            SharedElements::F32(_) => 0,
+            SharedElements::Bf16(_) => self.kernel.partial_floats(self.m, self.n, self.k),
+        }
     }
 
     /// Whether tasks divide the rows of C or its columns.
@@ -239,16 +318,19 @@ impl<'a> Product<'a> {
 
     /// The length of all slices but the last: as few as fit the caches, of about equal length.
     fn slice_length(&self) -> usize {
-        let count = self.k.div_ceil(self.kernel.depth).max(1);
-        self.k.div_ceil(count).next_multiple_of(pack::GROUP)
+        let count = self.words().div_ceil(self.kernel.depth).max(1);
+        self.words().div_ceil(count).max(1).next_multiple_of(pack::GROUP)
     }
 
-    /// The slices of the depth; one, if it is 0.
+    /// The slices of the depth in words; one, if it is 0.
     fn slices(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        blocks(0..self.k.max(1), self.slice_length()).map({
-            let k = self.k;
-            move |slice| slice.start..slice.end.min(k)
-        })
+        let words = self.words();
+        blocks(0..words.max(1), self.slice_length()).map(move |slice| slice.start..slice.end.min(words))
+    }
+
+    /// The depth in words.
+    fn words(&self) -> usize {
+        self.kernel.words(self.k)
     }
 
     /// Packs the operand that all tasks need: slice after slice, panel after panel.
@@ -260,18 +342,21 @@ impl<'a> Product<'a> {
         };
         let (lines, panels) = (operand.lines, operand.lines.div_ceil(width));
         let length = self.slice_length();
-        let slices = self.k.div_ceil(length);
+        let slices = self.words().div_ceil(length);
         // Neighbouring panels share cache lines and pages of an operand whose lines are columns.
         let group = (slices * panels / (4 * rayon::current_num_threads())).clamp(1, 8);
         let groups = panels.div_ceil(group);
         let shared = SharedMut::new(shared);
         (0..slices * groups).into_par_iter().with_max_len(1).for_each(|index| {
-            let depth = blocks(0..self.k, length).nth(index / groups).expect("one of the slices");
+            let depth = blocks(0..self.words(), length).nth(index / groups).expect("one of the slices");
             let lines = blocks(0..lines, group * width).nth(index % groups).expect("one of the groups");
             let start = depth.start * panels * width + lines.start * depth.len();
             let floats = depth.len() * lines.len().next_multiple_of(width);
             // SAFETY: every slice of every group of panels has a place of its own.
             let packed = unsafe { shared.slice(start..start + floats) };
+            if !self.rows_are_divided() {
+                self.sum_lines(&lines, &depth);
+            }
             // SAFETY: the kernel's instruction set is available.
             unsafe { pack(operand, lines, depth, packed) };
         });
@@ -281,31 +366,66 @@ impl<'a> Product<'a> {
     /// packed here.
     fn run(&self, rows: Range<usize>, columns: Range<usize>, shared: Option<&[f32]>, scratch: &mut [f32]) {
         let kernel = self.kernel;
-        let (a_private, b_private) = scratch.split_at_mut(kernel.row_block * kernel.depth);
-        let (a_shared, b_shared) = match (shared, self.rows_are_divided()) {
-            (None, _) => (None, None),
-            (Some(shared), true) => (None, Some(shared)),
-            (Some(shared), false) => (Some(shared), None),
+        let (a_private, scratch) = scratch.split_at_mut(kernel.row_block * kernel.depth);
+        let (b_private, partial) = scratch.split_at_mut(kernel.column_block * kernel.depth);
+        let waits = self.partial_floats() > 0;
+        let partial = SharedMut::new(partial);
+        let partial = |row, columns: &Range<usize>| {
+            let (stride, first) = (columns.len(), (row, columns.start));
+            waits.then_some(Partial { sums: partial, stride, first })
         };
-        // A shared operand is packed whole: all of its lines are one block.
-        let column_block = if b_shared.is_some() { columns.len() } else { kernel.column_block };
-        for slice in self.slices() {
-            for columns in blocks(columns.clone(), column_block) {
-                let b = match b_shared {
-                    Some(shared) => shared_part(shared, &slice, &columns, self.n, kernel.columns),
-                    None => pack(kernel.pack_columns, kernel.columns, &self.b, &columns, &slice, b_private),
-                };
-                for rows in blocks(rows.clone(), kernel.row_block) {
-                    let a = match a_shared {
-                        Some(shared) => shared_part(shared, &slice, &rows, self.m, kernel.rows),
-                        None => pack(kernel.pack_rows, kernel.rows, &self.a, &rows, &slice, a_private),
-                    };
-                    self.multiply_block(a, b, &rows, &columns, &slice, a_shared.is_some());
+        match shared {
+            // B is packed whole: all columns are one block.
+            Some(b) if self.rows_are_divided() => {
+                for rows in blocks(rows, kernel.row_block) {
+                    let partial = partial(rows.start, &columns);
+                    for slice in self.slices() {
+                        let a = self.pack_rows(&rows, &slice, a_private);
+                        let b = shared_part(b, &slice, &columns, self.n, kernel.columns);
+                        self.multiply_block(a, b, &rows, &columns, &slice, partial.as_ref(), false);
+                    }
+                }
+            }
+            a_shared => {
+                for columns in blocks(columns, kernel.column_block) {
+                    let partial = partial(rows.start, &columns);
+                    for slice in self.slices() {
+                        let b =
+                            pack(kernel.pack_columns, kernel.columns, &self.b, &columns, &slice, b_private);
+                        for rows in blocks(rows.clone(), kernel.row_block) {
+                            let a = match a_shared {
+                                Some(a) => shared_part(a, &slice, &rows, self.m, kernel.rows),
+                                None => self.pack_rows(&rows, &slice, a_private),
+                            };
+                            let a_is_shared = a_shared.is_some();
+                            self.multiply_block(a, b, &rows, &columns, &slice, partial.as_ref(), a_is_shared);
+                        }
+                    }
                 }
             }
         }
     }
 
+    /// Packs a block of A into scratch, and sums its lines if that is asked for.
+    fn pack_rows<'s>(&self, rows: &Range<usize>, slice: &Range<usize>, scratch: &'s mut [f32]) -> &'s [f32] {
+        self.sum_lines(rows, slice);
+        pack(self.kernel.pack_rows, self.kernel.rows, &self.a, rows, slice, scratch)
+    }
+
+    /// Stores the sums of some lines of A over a slice.
+    fn sum_lines(&self, lines: &Range<usize>, slice: &Range<usize>) {
+        let Some(sums) = self.line_sums else { return };
+        let start = slice.start / self.slice_length() * self.m;
+        // SAFETY: each line of each slice is packed by one task.
+        let sums = unsafe { sums.slice(start + lines.start..start + lines.end) };
+        let depth = slice.start * self.kernel.elements..(slice.end * self.kernel.elements).min(self.k);
+        sum_lines(self.isa, &self.a, lines.start, depth, sums);
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two operands, their three ranges and what becomes of the sums"
+    )]
     /// Multiplies packed panels: `a` `[rows / kernel.rows][slice][kernel.rows]`, `b` likewise.
     fn multiply_block(
         &self,
@@ -314,11 +434,12 @@ impl<'a> Product<'a> {
         rows: &Range<usize>,
         columns: &Range<usize>,
         slice: &Range<usize>,
+        partial: Option<&Partial>,
         a_is_shared: bool,
     ) {
         let kernel = self.kernel;
         let mut tile = Tile([0.0; TILE]);
-        let stage = write::Stage { first: slice.start == 0, last: slice.end == self.k };
+        let stage = write::Stage { first: slice.start == 0, last: slice.end == self.words() };
         // Each tile asks for its share of what comes next from the operand that is not in this core's cache yet:
         // the next panel of B, or the next block of A.
         let tiles_down = rows.len().div_ceil(kernel.rows);
@@ -343,8 +464,45 @@ impl<'a> Product<'a> {
                 // reads. No other task writes these rows and columns of the target.
                 unsafe {
                     (kernel.multiply)(slice.len(), a.as_ptr(), b.as_ptr(), ahead, &mut tile.0);
-                    (kernel.write)(&self.target, &mut tile.0, tile_rows, tile_columns.clone(), stage);
+                    (kernel.write)(
+                        &self.target,
+                        partial,
+                        &mut tile.0,
+                        tile_rows,
+                        tile_columns.clone(),
+                        stage,
+                    );
                 }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// The sums of lines that are columns, from line `first` on, over rows `depth`: in f32 over 64 rows, in f64 over such
+    /// blocks.
+    fn sum_lines<FMA>(operand: &Operand, first: usize, depth: Range<usize>, sums: &mut [f32]) {
+        const COLUMNS: usize = 64;
+        const ROWS: usize = 64;
+        let mut buffer = [0.0; COLUMNS];
+        for (i, sums) in sums.chunks_mut(COLUMNS).enumerate() {
+            let mut totals = [0f64; COLUMNS];
+            for rows in blocks(depth.clone(), ROWS) {
+                let mut of_block = [0f32; COLUMNS];
+                for row in rows {
+                    let start = row * operand.stride + first + i * COLUMNS;
+                    let values = operand.data.read(start..start + sums.len(), &mut buffer);
+                    match values.first_chunk::<COLUMNS>() {
+                        Some(values) => (0..COLUMNS).for_each(|c| of_block[c] += values[c]),
+                        None => of_block.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                    }
+                }
+                for (total, sum) in totals.iter_mut().zip(of_block) {
+                    *total += f64::from(sum);
+                }
+            }
+            for (sum, total) in sums.iter_mut().zip(totals) {
+                *sum = total as f32;
             }
         }
     }

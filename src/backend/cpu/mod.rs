@@ -63,7 +63,7 @@ pub struct CpuBackend {
     precision: Precision,
     workspace: Workspace,
     /// What each program that has run needs beside its values, by the program's number.
-    prepared: HashMap<u64, Copies>,
+    prepared: HashMap<u64, Prepared>,
     widened: Vec<f32>,
     arena: Vec<f32>,
     parameters: Vec<f32>,
@@ -72,6 +72,20 @@ pub struct CpuBackend {
     second_moment: Vec<f32>,
     numbers: [f32; KEPT],
     tickets: u64,
+}
+
+/// What is found out about a program once.
+struct Prepared {
+    copies: Copies,
+    /// Whether each operation is run as one with the next.
+    fused: Vec<bool>,
+}
+
+impl Prepared {
+    fn new(program: &Program, ops: &[Op]) -> Self {
+        let fused = (0..ops.len()).map(|number| run::is_fused(ops, number)).collect();
+        Self { copies: Copies::new(program, ops), fused }
+    }
 }
 
 impl CpuBackend {
@@ -107,7 +121,7 @@ impl CpuBackend {
         Self { precision, ..self }
     }
 
-    fn run_all(&mut self, program: &Program, ops: &[Op], copies: &Copies, step: &StepScalars) {
+    fn run_all(&mut self, program: &Program, ops: &[Op], prepared: &Prepared, step: &StepScalars) {
         let StepScalars { extents, seed, step } = *step;
         assert!(
             extents.fit(program.capacity()),
@@ -115,6 +129,7 @@ impl CpuBackend {
             program.capacity()
         );
         run::reserve(self.isa, &mut self.workspace, program);
+        let Prepared { copies, fused } = prepared;
         if self.widened.len() < copies.floats() {
             self.widened = vec![0.0; copies.floats()];
         }
@@ -127,6 +142,13 @@ impl CpuBackend {
             widened: Widened { buffer: SharedMut::new(&mut self.widened), operands: &[] },
         };
         for (number, op) in ops.iter().enumerate() {
+            if number > 0 && fused[number - 1] {
+                continue;
+            }
+            if fused[number] {
+                run::run_fused(self.isa, &mut self.workspace, &values, op, &ops[number + 1]);
+                continue;
+            }
             values.widened.operands = copies.of_step(number);
             values.widen(self.isa);
             run::run(self.isa, &mut self.workspace, Stream { seed, step }, &values, op);
@@ -203,16 +225,16 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, program: &Program, step: &StepScalars) -> Result<(), BackendError> {
-        let copies = self.prepared.remove(&program.number());
-        let copies = copies.unwrap_or_else(|| Copies::new(program, program.ops()));
-        self.run_all(program, program.ops(), &copies, step);
-        self.prepared.insert(program.number(), copies);
+        let prepared = self.prepared.remove(&program.number());
+        let prepared = prepared.unwrap_or_else(|| Prepared::new(program, program.ops()));
+        self.run_all(program, program.ops(), &prepared, step);
+        self.prepared.insert(program.number(), prepared);
         Ok(())
     }
 
     fn run_one(&mut self, program: &Program, op: &Op, step: &StepScalars) -> Result<(), BackendError> {
         let ops = std::slice::from_ref(op);
-        self.run_all(program, ops, &Copies::new(program, ops), step);
+        self.run_all(program, ops, &Prepared::new(program, ops), step);
         Ok(())
     }
 

@@ -18,7 +18,6 @@ use super::philox::Stream;
 use super::san::{self, Gru, Steps};
 use super::scratch::Workspace;
 use super::shared::SharedMut;
-use super::sums::column_sums;
 use super::vocabulary::{self, Vocabulary};
 use super::widened::Widened;
 use crate::tensor::{Activation, DType, Extents, Op, Program, Shape, Sink, Space, TokenIndex, Var};
@@ -41,7 +40,8 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                     gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));
                 }
                 Activation::Gelu => {
-                    let before = before.map_or(Default::default(), |before| values.get_mut(before));
+                    let before =
+                        before.map_or(ElementsMut::F32(&mut []), |before| values.elements_mut(before));
                     let c = values.matrix_mut(out);
                     gemm(isa, workspace, Form::NT, a, b, c, WriteBack::BiasGelu { bias, before });
                 }
@@ -62,9 +62,9 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             stream,
             dropout,
             heads,
-            get(qkv),
+            values.elements(qkv),
             values.bounds(&index),
-            values.get_mut(context),
+            values.elements_mut(context),
             values.get_mut(log_sum_exp),
         ),
         Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
@@ -140,9 +140,8 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             gemm(isa, workspace, Form::NN, a, b, c, store_or_add(d_x));
         }
         Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
-            let (a, b, c) = (values.matrix(d_out), values.matrix(x), values.matrix_mut(d_weight.var));
-            gemm(isa, workspace, Form::TN, a, b, c, store_or_add(d_weight));
-            column_sums(isa, get(d_out), sink(d_bias));
+            let (d_out, x, c) = (values.matrix(d_out), values.matrix(x), values.matrix_mut(d_weight.var));
+            gemm::weight_gradient(isa, workspace, d_out, x, c, d_weight.add, sink(d_bias));
         }
         Op::AttentionGrad { qkv, index, heads, dropout, log_sum_exp, d_context, d_qkv } => {
             attention::backward(
@@ -151,11 +150,11 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                 stream,
                 dropout,
                 heads,
-                get(qkv),
+                values.elements(qkv),
                 values.bounds(&index),
                 get(log_sum_exp),
-                get(d_context),
-                values.get_mut(d_qkv),
+                values.elements(d_context),
+                values.elements_mut(d_qkv),
             );
         }
         Op::AddNormGrad {
@@ -228,7 +227,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             softmax,
             d_loss,
             logits,
-            d_logits: _,
+            d_logits,
             d_x,
             d_weight,
             d_bias,
@@ -243,6 +242,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                 get(softmax),
                 d_loss,
                 logits,
+                d_logits.map(|var| values.elements_mut(var)),
                 d_x,
                 d_weight,
                 d_bias,
@@ -266,6 +266,30 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
     }
 }
 
+/// Whether an operation and the one after it are run as one: a product to an input, and GELU's gradient of it, which is
+/// all that reads it.
+pub(super) fn is_fused(ops: &[Op], number: usize) -> bool {
+    let [Op::LinearInputGrad { d_x, .. }, Op::ActivationGrad { activation, d_after, .. }, ..] =
+        &ops[number..]
+    else {
+        return false;
+    };
+    let elsewhere = ops[..number].iter().chain(&ops[number + 2..]);
+    let touches = |op: &Op| op.operands().iter().any(|(_, var)| var == d_after);
+    !d_x.add && d_x.var == *d_after && *activation == Activation::Gelu && !elsewhere.into_iter().any(touches)
+}
+
+/// Runs two such operations: the gradient is multiplied in as the product is written.
+pub(super) fn run_fused(isa: Isa, workspace: &mut Workspace, values: &Values, product: &Op, gradient: &Op) {
+    let (Op::LinearInputGrad { d_out, weight, .. }, Op::ActivationGrad { before, d_before, .. }) =
+        (product, gradient)
+    else {
+        unreachable!("{} and {} are not run as one", product.name(), gradient.name())
+    };
+    let (a, b, c) = (values.matrix(*d_out), values.matrix(*weight), values.matrix_mut(*d_before));
+    gemm(isa, workspace, Form::NN, a, b, c, WriteBack::GeluGradient { before: values.elements(*before) });
+}
+
 /// Makes room for what the kernels of a program need beside its values on the largest batch, so that growing batches
 /// make nothing grow. `tests/allocation.rs` finds what is forgotten here.
 pub(super) fn reserve(isa: Isa, workspace: &mut Workspace, program: &Program) {
@@ -274,21 +298,30 @@ pub(super) fn reserve(isa: Isa, workspace: &mut Workspace, program: &Program) {
         let Shape { rows, cols } = program.shape(var);
         (rows.count(capacity), cols)
     };
+    let narrow = |vars: &[Var]| vars.iter().any(|var| program.dtype(*var) == DType::Bf16);
     let mut longest = capacity.tokens;
     for op in program.ops() {
         match *op {
             Op::Embedding { position, .. } => longest = longest.min(size(position).0),
             Op::Linear { x, out, .. } => {
-                gemm::reserve(isa, workspace, size(x).0, size(out).1, size(x).1);
+                gemm::reserve(isa, workspace, narrow(&[x]), size(x).0, size(out).1, size(x).1);
             }
             Op::LinearInputGrad { d_out, d_x, .. } => {
-                gemm::reserve(isa, workspace, size(d_out).0, size(d_x.var).1, size(d_out).1);
+                gemm::reserve(
+                    isa,
+                    workspace,
+                    narrow(&[d_out]),
+                    size(d_out).0,
+                    size(d_x.var).1,
+                    size(d_out).1,
+                );
             }
             Op::LinearWeightGrad { d_out, x, .. } => {
-                gemm::reserve(isa, workspace, size(d_out).1, size(x).1, size(x).0);
+                let sizes = [size(x).0, size(d_out).1, size(x).1];
+                gemm::reserve_weight_gradient(isa, workspace, narrow(&[d_out, x]), sizes);
             }
             Op::VocabularyLoss { x, logits, .. } => {
-                vocabulary::reserve(isa, workspace, size(x).0, size(x).1, size(logits).1);
+                vocabulary::reserve(isa, workspace, narrow(&[x]), size(x).0, size(x).1, size(logits).1);
             }
             Op::Attention { qkv, heads, .. } => {
                 let head_size = size(qkv).1 / 3 / heads;
@@ -380,17 +413,17 @@ impl<'a> Values<'a> {
 
     fn matrix(&self, var: Var) -> Matrix<'a> {
         let (rows, cols) = self.shape(var);
-        Matrix::new(self.get(var), rows, cols)
+        Matrix::new(self.elements(var), rows, cols)
     }
 
     fn matrix_mut(&self, var: Var) -> MatrixMut<'a> {
         let (rows, cols) = self.shape(var);
-        MatrixMut::new(self.get_mut(var), rows, cols)
+        MatrixMut::new(self.elements_mut(var), rows, cols)
     }
 
     fn vocabulary(&self, x: Var, weight: Var, bias: Var, labels: Var) -> Vocabulary<'a> {
         let labels = self.indices(labels);
-        Vocabulary { x: self.get(x), weight: self.get(weight), bias: self.get(bias), labels }
+        Vocabulary { x: self.elements(x), weight: self.get(weight), bias: self.get(bias), labels }
     }
 
     fn choices(&self, logits: Var, groups: Option<Var>) -> Choices<'a> {

@@ -7,12 +7,13 @@
 use rayon::prelude::*;
 
 use super::blocks::{SinkMut, rows_per_block};
+use super::elements::{Elements, ElementsMut};
 use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
 use super::math::exp;
 use super::scratch::Workspace;
 use super::simd::multiversion;
-use super::sums::{column_sums, largest, sum};
+use super::sums::{largest, sum};
 
 /// A row's entries in the softmax statistics: the largest logit, the sum of `exp(logit - largest)`, the label's logit.
 pub const STATISTICS: usize = 3;
@@ -21,7 +22,7 @@ pub const STATISTICS: usize = 3;
 #[derive(Clone, Copy)]
 pub struct Vocabulary<'a> {
     /// `[rows, inputs]`
-    pub x: &'a [f32],
+    pub x: Elements<'a>,
     /// `[classes, inputs]`
     pub weight: &'a [f32],
     /// `[classes]`
@@ -57,17 +58,17 @@ impl<'a> Vocabulary<'a> {
         let (rows, inputs, columns) = (self.labels.len(), self.inputs(), bias.len());
         let logits = &mut logits[..rows * columns];
         let (a, b) = (Matrix::new(self.x, rows, inputs), Matrix::new(weight, columns, inputs));
-        let c = MatrixMut::new(logits, rows, columns);
+        let c = MatrixMut::new(&mut *logits, rows, columns);
         gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));
         logits
     }
 }
 
 /// Makes room for what the products of a map of `[rows, inputs]` to blocks of `block` columns need.
-pub fn reserve(isa: Isa, workspace: &mut Workspace, rows: usize, inputs: usize, block: usize) {
-    gemm::reserve(isa, workspace, rows, block, inputs);
-    gemm::reserve(isa, workspace, rows, inputs, block);
-    gemm::reserve(isa, workspace, block, inputs, rows);
+pub fn reserve(isa: Isa, workspace: &mut Workspace, narrow: bool, rows: usize, inputs: usize, block: usize) {
+    gemm::reserve(isa, workspace, narrow, rows, block, inputs);
+    gemm::reserve(isa, workspace, narrow, rows, inputs, block);
+    gemm::reserve_weight_gradient(isa, workspace, narrow, [rows, block, inputs]);
 }
 
 /// The mean over rows of `-log softmax(logits)[label]`, and the share of rows in which no logit is larger than the
@@ -105,7 +106,7 @@ pub fn forward(
 }
 
 /// The gradients of the mean loss, which has the gradient `d_loss`; `softmax` is the forward pass's, `logits`
-/// `[rows, block]` is worked in.
+/// `[rows, block]` is worked in, and so is `d_logits`, which the products read if it is given.
 #[expect(clippy::too_many_arguments, reason = "the operands of one operation")]
 pub fn backward(
     isa: Isa,
@@ -114,6 +115,7 @@ pub fn backward(
     softmax: &[f32],
     d_loss: f32,
     logits: &mut [f32],
+    mut d_logits: Option<ElementsMut>,
     d_x: SinkMut,
     d_weight: SinkMut,
     d_bias: SinkMut,
@@ -124,22 +126,39 @@ pub fn backward(
     let parts = d_weight.values.chunks_mut(block * inputs).zip(d_bias.values.chunks_mut(block));
     for ((first, weight, bias), (d_weight_part, d_bias_part)) in vocabulary.blocks(block).zip(parts) {
         let columns = bias.len();
-        let d_logits = vocabulary.logits(isa, workspace, weight, bias, logits);
-        let task = rows_per_block(columns);
-        (d_logits.par_chunks_mut(task * columns))
-            .zip(softmax.par_chunks(task * STATISTICS))
-            .zip(vocabulary.labels.par_chunks(task))
+        let of_block = vocabulary.logits(isa, workspace, weight, bias, logits);
+        let task = rows_per_block(columns) * columns;
+        (of_block.par_chunks_mut(task))
+            .zip(softmax.par_chunks(task / columns * STATISTICS))
+            .zip(vocabulary.labels.par_chunks(task / columns))
             .for_each(|((logits, softmax), labels)| {
                 differentiate_block(isa, logits, labels, softmax, first, share)
             });
-        let d_logits = Matrix::new(d_logits, rows, columns);
-        let store_or_add = |add| if add { WriteBack::Add } else { WriteBack::Store };
+        let of_block = match &mut d_logits {
+            None => Elements::F32(of_block),
+            Some(d_logits) => {
+                let mut narrow = d_logits.part_mut(0..rows * columns);
+                (narrow.reborrow().par_chunks_mut(task))
+                    .zip(of_block.par_chunks(task))
+                    .for_each(|(mut to, from)| store_block(isa, from, &mut to));
+                narrow.into_view()
+            }
+        };
+        let of_block = Matrix::new(of_block, rows, columns);
         let (x, c) =
             (Matrix::new(vocabulary.x, rows, inputs), MatrixMut::new(d_weight_part, columns, inputs));
-        gemm(isa, workspace, Form::TN, d_logits, x, c, store_or_add(d_weight.add));
-        column_sums(isa, d_logits.data, SinkMut { values: d_bias_part, add: d_bias.add });
-        let (weight, c) = (Matrix::new(weight, columns, inputs), MatrixMut::new(d_x.values, rows, inputs));
-        gemm(isa, workspace, Form::NN, d_logits, weight, c, store_or_add(d_x.add || first > 0));
+        let d_bias = SinkMut { values: d_bias_part, add: d_bias.add };
+        gemm::weight_gradient(isa, workspace, of_block, x, c, d_weight.add, d_bias);
+        let store_or_add = if d_x.add || first > 0 { WriteBack::Add } else { WriteBack::Store };
+        let weight = Matrix::new(weight, columns, inputs);
+        let c = MatrixMut::new(&mut *d_x.values, rows, inputs);
+        gemm(isa, workspace, Form::NN, of_block, weight, c, store_or_add);
+    }
+}
+
+multiversion! {
+    fn store_block<FMA>(from: &[f32], to: &mut ElementsMut) {
+        to.store(0..from.len(), from);
     }
 }
 
@@ -208,7 +227,7 @@ mod tests {
         }
 
         fn vocabulary(&self) -> Vocabulary<'_> {
-            Vocabulary { x: &self.x, weight: &self.weight, bias: &self.bias, labels: &self.labels }
+            Vocabulary { x: (&self.x).into(), weight: &self.weight, bias: &self.bias, labels: &self.labels }
         }
 
         /// The logits of each row, in f64.
@@ -265,6 +284,7 @@ mod tests {
                 &softmax,
                 d_loss,
                 &mut logits,
+                None,
                 sinks.0,
                 sinks.1,
                 sinks.2,
@@ -301,7 +321,8 @@ mod tests {
             // Logits 1000, 990 and 0 in blocks of one column: the largest comes first, and last.
             for (weight, label) in [([1000.0, 990.0, 0.0], 0), ([0.0, 990.0, 1000.0], 2)] {
                 let (x, bias, labels) = ([1.0], [0.0; 3], [label]);
-                let vocabulary = Vocabulary { x: &x, weight: &weight, bias: &bias, labels: &labels };
+                let vocabulary =
+                    Vocabulary { x: x[..].into(), weight: &weight, bias: &bias, labels: &labels };
                 let (mut logits, mut softmax) = ([f32::NAN], [f32::NAN; STATISTICS]);
                 let workspace = &mut Workspace::new(1);
                 let (loss, accuracy) = forward(isa, workspace, &vocabulary, &mut logits, &mut softmax);
@@ -312,7 +333,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_shows_in_the_loss() {
-        let vocabulary = Vocabulary { x: &[f32::NAN], weight: &[1.0, 2.0], bias: &[0.0; 2], labels: &[1] };
+        let vocabulary =
+            Vocabulary { x: [f32::NAN][..].into(), weight: &[1.0, 2.0], bias: &[0.0; 2], labels: &[1] };
         let workspace = &mut Workspace::new(1);
         let (loss, _) = forward(Isa::detect(), workspace, &vocabulary, &mut [0.0], &mut [0.0; STATISTICS]);
         assert!(loss.is_nan());
@@ -321,7 +343,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "label Some(2) of 2 classes")]
     fn a_label_that_is_no_class_is_refused() {
-        let vocabulary = Vocabulary { x: &[1.0], weight: &[1.0, 2.0], bias: &[0.0; 2], labels: &[2] };
+        let vocabulary =
+            Vocabulary { x: [1.0][..].into(), weight: &[1.0, 2.0], bias: &[0.0; 2], labels: &[2] };
         forward(Isa::detect(), &mut Workspace::new(1), &vocabulary, &mut [0.0], &mut [0.0; STATISTICS]);
     }
 }

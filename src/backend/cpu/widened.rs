@@ -11,7 +11,7 @@ use super::isa::Isa;
 use super::run::Values;
 use super::shared::SharedMut;
 use super::simd::multiversion;
-use crate::tensor::{Access, DType, Op, Program, Var};
+use crate::tensor::{Access, Activation, DType, Op, Program, Var};
 
 /// Which operands of which operations of a program are copied. Asking an operation for its operands allocates, so that
 /// it is done once a program.
@@ -42,16 +42,18 @@ impl Copies {
 }
 
 fn copied_operands(program: &Program, op: &Op) -> Vec<(Access, Var)> {
-    if reads_either(op) {
-        return Vec::new();
-    }
-    op.operands().into_iter().filter(|(_, var)| program.dtype(*var) == DType::Bf16).collect()
-}
-
-/// Whether an operation's kernels take values of either width.
-fn reads_either(op: &Op) -> bool {
-    let _ = op;
-    false
+    let copied = |var: &Var| match op {
+        Op::Linear { activation, .. } => !matches!(activation, Activation::Identity | Activation::Gelu),
+        Op::Attention { .. }
+        | Op::AttentionGrad { .. }
+        | Op::LinearInputGrad { .. }
+        | Op::LinearWeightGrad { .. }
+        | Op::VocabularyLoss { .. } => false,
+        // It is added to for each block of the vocabulary, and would be rounded as often.
+        Op::VocabularyLossGrad { d_x, .. } => *var == d_x.var,
+        _ => true,
+    };
+    op.operands().into_iter().filter(|(_, var)| program.dtype(*var) == DType::Bf16 && copied(var)).collect()
 }
 
 /// Copies begin at cache lines.

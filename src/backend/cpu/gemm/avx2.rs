@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::kernel::{Kernel, TILE};
 use super::pack::{self, Operand};
-use super::write::{self, Stage, Target};
+use super::write::{self, Partial, Stage, Target};
 
 /// 12 accumulators, two registers of B and a broadcast element of A: per step of the depth 12 FMAs, which
 /// take 6 cycles, and 8 loads, which take 4.
@@ -28,6 +28,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     rows: ROWS,
     columns: COLUMNS,
     depth: DEPTH,
+    elements: 1,
     row_block: ROW_BLOCK,
     column_block: 128,
     multiply,
@@ -35,6 +36,10 @@ pub(super) const KERNEL: Kernel = Kernel {
     pack_columns,
     write,
 };
+
+/// The same for products of bf16, whose elements are widened as they are packed.
+pub(super) const NARROW: Kernel =
+    Kernel { pack_rows: pack_narrow::<ROWS>, pack_columns: pack_narrow::<COLUMNS>, ..KERNEL };
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32, tile: &mut [f32; TILE]) {
@@ -87,15 +92,28 @@ unsafe fn pack_columns(operand: &Operand, lines: Range<usize>, depth: Range<usiz
 }
 
 #[target_feature(enable = "avx2,fma")]
+unsafe fn pack_narrow<const WIDTH: usize>(
+    operand: &Operand,
+    lines: Range<usize>,
+    depth: Range<usize>,
+    packed: &mut [f32],
+) {
+    // SAFETY: AVX2 is available, by the caller's promise.
+    let gather = |rows: &[f32], stride, panel: &mut [f32]| unsafe { gather::<WIDTH>(rows, stride, panel) };
+    pack::pack_narrow::<WIDTH, false>(operand, lines, depth, packed, gather);
+}
+
+#[target_feature(enable = "avx2,fma")]
 unsafe fn write(
     target: &Target,
+    partial: Option<&Partial>,
     tile: &mut [f32; TILE],
     rows: Range<usize>,
     columns: Range<usize>,
     stage: Stage,
 ) {
     // SAFETY: the caller's promise is the same.
-    unsafe { write::write::<COLUMNS, true>(target, tile, rows, columns, stage) };
+    unsafe { write::write::<COLUMNS, true>(target, partial, tile, rows, columns, stage) };
 }
 
 /// `WIDTH` rows, `stride` apart, to a panel `[depth][WIDTH]`, in squares of 8 x 8.

@@ -6,12 +6,12 @@ use std::ops::Range;
 use super::avx2::gather;
 use super::kernel::{Kernel, TILE};
 use super::pack::{self, Operand};
-use super::write::{self, Stage, Target};
+use super::write::{self, Partial, Stage, Target};
 
 /// 28 accumulators, two registers of B and a broadcast element of A: per step of the depth 28 FMAs, which
 /// take 14 cycles, and 16 loads, which take 8.
-const ROWS: usize = 14;
-const COLUMNS: usize = 32;
+pub(super) const ROWS: usize = 14;
+pub(super) const COLUMNS: usize = 32;
 
 /// The longest slice: a panel of B of this depth takes 48 KB, the L1 cache of most machines with AVX-512.
 const DEPTH: usize = 384;
@@ -20,12 +20,13 @@ const DEPTH: usize = 384;
 const ROW_BLOCK: usize = 112;
 
 /// Floats to prefetch a step, so that the tiles of a block of rows fetch the next panel of B.
-const AHEAD: usize = COLUMNS * ROWS / ROW_BLOCK;
+pub(super) const AHEAD: usize = COLUMNS * ROWS / ROW_BLOCK;
 
 pub(super) const KERNEL: Kernel = Kernel {
     rows: ROWS,
     columns: COLUMNS,
     depth: DEPTH,
+    elements: 1,
     row_block: ROW_BLOCK,
     column_block: 192,
     multiply,
@@ -33,6 +34,10 @@ pub(super) const KERNEL: Kernel = Kernel {
     pack_columns,
     write,
 };
+
+/// The same for products of bf16, whose elements are widened as they are packed.
+pub(super) const NARROW: Kernel =
+    Kernel { pack_rows: pack_narrow::<ROWS>, pack_columns: pack_narrow::<COLUMNS>, ..KERNEL };
 
 #[target_feature(enable = "avx512f")]
 unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32, tile: &mut [f32; TILE]) {
@@ -84,14 +89,27 @@ unsafe fn pack_columns(operand: &Operand, lines: Range<usize>, depth: Range<usiz
     }
 }
 
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+unsafe fn pack_narrow<const WIDTH: usize>(
+    operand: &Operand,
+    lines: Range<usize>,
+    depth: Range<usize>,
+    packed: &mut [f32],
+) {
+    // SAFETY: AVX2 is available, by the caller's promise.
+    let gather = |rows: &[f32], stride, panel: &mut [f32]| unsafe { gather::<WIDTH>(rows, stride, panel) };
+    pack::pack_narrow::<WIDTH, false>(operand, lines, depth, packed, gather);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 unsafe fn write(
     target: &Target,
+    partial: Option<&Partial>,
     tile: &mut [f32; TILE],
     rows: Range<usize>,
     columns: Range<usize>,
     stage: Stage,
 ) {
     // SAFETY: the caller's promise is the same.
-    unsafe { write::write::<COLUMNS, true>(target, tile, rows, columns, stage) };
+    unsafe { write::write::<COLUMNS, true>(target, partial, tile, rows, columns, stage) };
 }

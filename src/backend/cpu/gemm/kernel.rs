@@ -7,7 +7,8 @@ use super::write::Write;
 /// Elements of the largest tile.
 pub(super) const TILE: usize = 14 * 32;
 
-/// Computes a tile `[rows, columns]` of C from a panel of A `[depth][rows]` and one of B `[depth][columns]`.
+/// Computes a tile `[rows, columns]` of C from a panel of A `[depth][rows]` and one of B `[depth][columns]`, the depth
+/// in words: see [`pack`](super::pack).
 ///
 /// `ahead` is where the tile's share of what later tiles read begins; it is only prefetched.
 ///
@@ -21,8 +22,10 @@ pub(super) struct Kernel {
     pub(super) rows: usize,
     /// Width of a tile and of a panel of B.
     pub(super) columns: usize,
-    /// The longest slice; a multiple of `GROUP`.
+    /// The longest slice in words; a multiple of `GROUP`.
     pub(super) depth: usize,
+    /// Elements of the depth in a word.
+    pub(super) elements: usize,
     /// Rows of A that are packed at a time, to stay in the L2 cache; a multiple of `rows`.
     pub(super) row_block: usize,
     /// Columns of B that are packed at a time, where it is not packed whole; a multiple of `columns`.
@@ -34,23 +37,46 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel of an instruction set; panics if this machine cannot run it.
-    pub(super) fn of(isa: Isa) -> &'static Kernel {
+    /// The kernel of an instruction set, for products of f32 or of bf16 (`narrow`); panics if this machine cannot run it.
+    pub(super) fn of(isa: Isa, narrow: bool) -> &'static Kernel {
         isa.assert_available();
-        match isa {
-            Isa::Portable => &super::portable::KERNEL,
+        match (isa, narrow) {
+            (Isa::Portable, false) => &super::portable::KERNEL,
+            (Isa::Portable, true) => &super::portable::NARROW,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &super::avx2::KERNEL,
+            (Isa::Avx2, false) => &super::avx2::KERNEL,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => &super::avx512::KERNEL,
+            (Isa::Avx2, true) => &super::avx2::NARROW,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, false) => &super::avx512::KERNEL,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, true) => &super::avx512::NARROW,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, true) => &super::avx512_bf16::NARROW,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => unreachable!("x86-64 only, as was asserted"),
+            (Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16, _) => unreachable!("x86-64 only, as was asserted"),
         }
+    }
+
+    /// The words that a depth of `k` elements takes.
+    pub(super) fn words(&self, k: usize) -> usize {
+        k.div_ceil(self.elements)
     }
 
     /// Scratch of one task: a block of A and a block of B.
     pub(super) fn private_floats(&self) -> usize {
         (self.row_block + self.column_block) * self.depth
+    }
+
+    /// What a task needs besides where C `[m, n]` is bf16: the f32 sums of a block of it, if the depth takes several
+    /// slices.
+    pub(super) fn partial_floats(&self, m: usize, n: usize, k: usize) -> usize {
+        let block = if self.rows_are_divided(m, n) {
+            self.row_block.min(m) * n
+        } else {
+            m * self.column_block.min(n)
+        };
+        if self.words(k) > self.depth { block } else { 0 }
     }
 
     /// Whether tasks divide the rows of C `[m, n]` or its columns. Rows, if there are enough of them: the
@@ -59,10 +85,10 @@ impl Kernel {
         2 * m >= n
     }
 
-    /// The packed operand of the side that is not divided.
+    /// The packed operand of the side that is not divided, of a depth of `k` elements.
     pub(super) fn shared_floats(&self, m: usize, n: usize, k: usize) -> usize {
         let shared_rows = m.next_multiple_of(self.rows);
         let shared_columns = n.next_multiple_of(self.columns);
-        k * if self.rows_are_divided(m, n) { shared_columns } else { shared_rows }
+        self.words(k) * if self.rows_are_divided(m, n) { shared_columns } else { shared_rows }
     }
 }

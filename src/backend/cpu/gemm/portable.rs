@@ -12,12 +12,24 @@ pub(super) const KERNEL: Kernel = Kernel {
     rows: ROWS,
     columns: COLUMNS,
     depth: 384,
+    elements: 1,
     row_block: 96,
     column_block: 128,
     multiply,
     pack_rows: pack::pack::<ROWS>,
     pack_columns: pack::pack::<COLUMNS>,
     write: write::write::<COLUMNS, false>,
+};
+
+/// The same for products of bf16, whose elements are widened as they are packed.
+pub(super) const NARROW: Kernel = Kernel {
+    pack_rows: |operand, lines, depth, packed| {
+        pack::pack_narrow::<ROWS, false>(operand, lines, depth, packed, pack::gather_scalar::<ROWS>);
+    },
+    pack_columns: |operand, lines, depth, packed| {
+        pack::pack_narrow::<COLUMNS, false>(operand, lines, depth, packed, pack::gather_scalar::<COLUMNS>);
+    },
+    ..KERNEL
 };
 
 unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, _ahead: *const f32, tile: &mut [f32; TILE]) {

@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
+use super::super::elements::{Elements, ElementsMut, narrowed, widened};
 use super::super::math;
-use super::super::shared::SharedMut;
+use super::super::shared::{SharedElements, SharedMut};
 use super::kernel::TILE;
 
 /// C and what is written there.
 pub(super) struct Target<'a> {
-    pub(super) c: SharedMut<'a>,
+    pub(super) c: SharedElements<'a>,
     pub(super) stride: usize,
     /// Columns of C.
     pub(super) columns: usize,
@@ -21,7 +24,8 @@ pub(super) struct Target<'a> {
 pub(super) enum Finish<'a> {
     Plain,
     Bias(&'a [f32]),
-    BiasGelu { bias: &'a [f32], before: Option<SharedMut<'a>> },
+    BiasGelu { bias: &'a [f32], before: Option<SharedElements<'a>> },
+    GeluGradient { before: Elements<'a> },
 }
 
 /// Which slices of the depth a tile is the product of.
@@ -31,11 +35,34 @@ pub(super) struct Stage {
     pub(super) last: bool,
 }
 
-/// Writes the part of a tile that lies in C. The tile is used up.
+/// Where the sums of a block of C wait for further slices: C would round them. The caller's own.
+#[derive(Clone, Copy)]
+pub(super) struct Partial<'a> {
+    pub(super) sums: SharedMut<'a>,
+    /// From one row to the next.
+    pub(super) stride: usize,
+    /// Where the block begins in C.
+    pub(super) first: (usize, usize),
+}
+
+impl<'a> Partial<'a> {
+    /// The sums of some columns of a row of C.
+    ///
+    /// Safe to call from the thread alone that the block belongs to.
+    unsafe fn row(&self, row: usize, columns: &Range<usize>) -> &'a mut [f32] {
+        let start = (row - self.first.0) * self.stride + columns.start - self.first.1;
+        // SAFETY: as the caller promises.
+        unsafe { self.sums.slice(start..start + columns.len()) }
+    }
+}
+
+/// Writes the part of a tile that lies in C. The tile is used up. `partial` is given if C is bf16 and there are several
+/// slices.
 ///
-/// Unsafe to call: the instruction set must be available, and no other thread may access that part of C.
+/// Unsafe to call: the instruction set must be available, and no other thread may access that part of C and of `partial`.
 pub(super) type Write = unsafe fn(
     target: &Target,
+    partial: Option<&Partial>,
     tile: &mut [f32; TILE],
     rows: Range<usize>,
     columns: Range<usize>,
@@ -65,6 +92,7 @@ impl Target<'_> {
 #[inline(always)]
 pub(super) unsafe fn write<const WIDTH: usize, const FMA: bool>(
     target: &Target,
+    partial: Option<&Partial>,
     tile: &mut [f32; TILE],
     rows: Range<usize>,
     columns: Range<usize>,
@@ -75,46 +103,64 @@ pub(super) unsafe fn write<const WIDTH: usize, const FMA: bool>(
     for (row, values) in rows.zip(tile_rows) {
         let start = row * target.stride + columns.start;
         // SAFETY: this part of C is the caller's alone.
-        let c = unsafe { target.c.slice(start..start + width) };
-        if target.add || !stage.first {
-            let before = load::<WIDTH>(c);
-            for (value, before) in values.iter_mut().zip(before) {
-                *value += before;
-            }
+        let c = unsafe { target.c.part(start..start + width) };
+        // SAFETY: as this part of C.
+        let partial = partial.map(|partial| unsafe { partial.row(row, &columns) });
+        match &partial {
+            Some(sums) if !stage.first => add(values, load::<WIDTH>(Elements::F32(sums))),
+            _ if target.add || !stage.first => add(values, load::<WIDTH>(c.view())),
+            _ => {}
         }
         if stage.last {
+            let start = row * target.columns + columns.start;
             match &target.finish {
                 Finish::Plain => {}
-                Finish::Bias(bias) => add_bias(values, &bias[columns.clone()]),
+                Finish::Bias(bias) => add(values, load::<WIDTH>(Elements::F32(&bias[columns.clone()]))),
                 Finish::BiasGelu { bias, before } => {
-                    add_bias(values, &bias[columns.clone()]);
+                    add(values, load::<WIDTH>(Elements::F32(&bias[columns.clone()])));
                     if let Some(before) = before {
-                        let start = row * target.columns + columns.start;
                         // SAFETY: as C.
-                        store(values, unsafe { before.slice(start..start + width) });
+                        store(values, unsafe { before.part(start..start + width) });
                     }
                     for value in values.iter_mut() {
                         *value = math::gelu::<FMA>(*value);
                     }
                 }
+                Finish::GeluGradient { before } => {
+                    let before = load::<WIDTH>(before.part(start..start + width));
+                    for (value, before) in values.iter_mut().zip(before) {
+                        *value *= math::gelu_derivative::<FMA>(before);
+                    }
+                }
             }
         }
-        store(values, c);
+        match partial {
+            Some(sums) if !stage.last => store(values, ElementsMut::F32(sums)),
+            _ => store(values, c),
+        }
     }
 }
 
 #[inline(always)]
-fn add_bias<const WIDTH: usize>(values: &mut [f32; WIDTH], bias: &[f32]) {
-    for (value, bias) in values.iter_mut().zip(load::<WIDTH>(bias)) {
-        *value += bias;
+fn add<const WIDTH: usize>(values: &mut [f32; WIDTH], more: [f32; WIDTH]) {
+    for (value, more) in values.iter_mut().zip(more) {
+        *value += more;
     }
 }
 
 /// Up to `WIDTH` values, filled up with 0.
 #[inline(always)]
-fn load<const WIDTH: usize>(values: &[f32]) -> [f32; WIDTH] {
+fn load<const WIDTH: usize>(values: Elements) -> [f32; WIDTH] {
+    match values {
+        Elements::F32(values) => filled_up(values, 0.0),
+        Elements::Bf16(values) => filled_up::<bf16, WIDTH>(values, bf16::ZERO).map(widened),
+    }
+}
+
+#[inline(always)]
+fn filled_up<T: Copy, const WIDTH: usize>(values: &[T], zero: T) -> [T; WIDTH] {
     values.try_into().unwrap_or_else(|_| {
-        let mut padded = [0.0; WIDTH];
+        let mut padded = [zero; WIDTH];
         padded[..values.len()].copy_from_slice(values);
         padded
     })
@@ -122,8 +168,16 @@ fn load<const WIDTH: usize>(values: &[f32]) -> [f32; WIDTH] {
 
 /// The first of the values, as many as there is place for.
 #[inline(always)]
-fn store<const WIDTH: usize>(values: &[f32; WIDTH], places: &mut [f32]) {
-    match <&mut [f32; WIDTH]>::try_from(&mut *places) {
+fn store<const WIDTH: usize>(values: &[f32; WIDTH], places: ElementsMut) {
+    match places {
+        ElementsMut::F32(places) => store_first(values, places),
+        ElementsMut::Bf16(places) => store_first(&values.map(narrowed), places),
+    }
+}
+
+#[inline(always)]
+fn store_first<T: Copy, const WIDTH: usize>(values: &[T; WIDTH], places: &mut [T]) {
+    match <&mut [T; WIDTH]>::try_from(&mut *places) {
         Ok(places) => *places = *values,
         Err(_) => places.copy_from_slice(&values[..places.len()]),
     }
