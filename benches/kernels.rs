@@ -1,12 +1,13 @@
 //! `cargo bench --bench kernels`: each CPU kernel at the shapes of BERT-base and MiniLM-L6, as GFLOP/s or GB/s and
 //! as a share of what the machine was probed to do in the same run.
 //!
-//! Arguments pick rows by a part of their name: `cargo bench --bench kernels -- attention norm`.
+//! Arguments pick rows by parts of their names, all of which must be there: `cargo bench --bench kernels -- attention
+//! gradient`. `--json` prints a line of JSON a row.
 //! Bytes are those that a kernel has to move: each operand once.
 
 mod common;
 
-use common::{Limits, median};
+use common::{Arguments, Limits, median};
 use half::bf16;
 use mtdnn_raw::backend::cpu::SinkMut;
 use mtdnn_raw::backend::cpu::activation::{activate, activate_gradient};
@@ -27,6 +28,7 @@ use mtdnn_raw::backend::cpu::vocabulary::{self, STATISTICS, Vocabulary};
 use mtdnn_raw::backend::{Group, Optimizer, Rule};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{Activation, Dropout};
+use serde_json::json;
 
 /// What a kernel's time is divided into.
 #[derive(Clone, Copy)]
@@ -40,23 +42,18 @@ enum Work {
 struct Table {
     isa: Isa,
     limits: Limits,
-    asked: Vec<String>,
+    arguments: Arguments,
 }
 
 fn main() {
-    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
-        let table = Table { isa: Isa::detect(), limits: Limits::probe(), asked };
-        println!(
-            "{threads} threads, {:?}, {:.0} GFLOP/s of fused multiply-adds, {:.0} of bf16, {:.1} GB/s of memory",
-            table.isa,
-            table.limits.flops / 1e9,
-            table.limits.narrow_flops / 1e9,
-            table.limits.bytes / 1e9
-        );
-        println!("{:<52} {:>9} {:>16} {:>7}", "kernel", "ms", "rate", "share");
+        let table = Table { isa: Isa::detect(), limits: Limits::probe(), arguments: Arguments::new() };
+        if !table.arguments.json {
+            println!("{threads} threads, {:?}, {}", table.isa, table.limits);
+            println!("{:<60} {:>9} {:>16} {:>7}", "kernel", "ms", "rate", "share");
+        }
         products(&table);
         attentions(&table);
         rows(&table);
@@ -72,7 +69,7 @@ impl Table {
     }
 
     fn row(&self, name: &str, work: Work, kernel: impl FnMut()) {
-        if !self.asked.is_empty() && !self.asked.iter().any(|part| name.contains(part.as_str())) {
+        if !self.arguments.ask_for(name) {
             return;
         }
         let seconds = median(kernel).as_secs_f64();
@@ -81,12 +78,12 @@ impl Table {
             Work::NarrowFlops(flops) => (flops / seconds, "GFLOP/s", self.limits.narrow_flops),
             Work::Floats(floats) => (4.0 * floats as f64 / seconds, "GB/s", self.limits.bytes),
         };
-        println!(
-            "{name:<52} {:>9.3} {:>8.1} {unit:<7} {:>6.0}%",
-            seconds * 1e3,
-            rate / 1e9,
-            100.0 * rate / limit
-        );
+        let (ms, rate, share) = (seconds * 1e3, rate / 1e9, rate / limit);
+        if self.arguments.json {
+            println!("{}", json!({"name": name, "ms": ms, "rate": rate, "unit": unit, "share": share}));
+        } else {
+            println!("{name:<60} {ms:>9.3} {rate:>8.1} {unit:<7} {:>6.0}%", 100.0 * share);
+        }
     }
 }
 

@@ -1,38 +1,37 @@
 //! `cargo bench --bench pretraining`: whole pre-training steps, in milliseconds and tokens a second.
 //!
 //! 32 sequences of 128 random tokens, 15 % of them masked: both losses, the backward pass, clip and BERT's Adam. The
-//! share is that of the matrix products' arithmetic at the probed rate of fused multiply-adds. An argument (`mini`,
-//! `base`) picks a model.
+//! share is that of the matrix products' arithmetic at the probed rate of multiply-adds. Arguments (`mini`, `base`, `f32`,
+//! `bf16`) pick rows by parts of their names.
 
 mod common;
 #[path = "common/models.rs"]
 #[allow(dead_code, reason = "each bench uses a part of it")]
 mod models;
 
-use common::{Limits, median};
+use common::{Arguments, Limits, median};
 use models::random_batch;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::{Backend, Group, Optimizer, Rule, Sizes, StepScalars};
 use mtdnn_raw::data::MaskedBatch;
 use mtdnn_raw::nn::{BertConfig, PretrainingModel, masked_extents};
 use mtdnn_raw::random::Random;
-use mtdnn_raw::tensor::{Space, Span};
+use mtdnn_raw::tensor::{Precision, Space, Span};
+use serde_json::json;
 
 const SEQUENCES: usize = 32;
 const LENGTH: usize = 128;
 
 fn main() {
-    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let arguments = Arguments::new();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         let limits = Limits::probe();
-        println!(
-            "{threads} threads, {:.0} GFLOP/s of fused multiply-adds, {:.1} GB/s of memory",
-            limits.flops / 1e9,
-            limits.bytes / 1e9
-        );
-        println!("{:<44} {:>9} {:>10} {:>7}", "work", "ms", "tokens/s", "share");
+        if !arguments.json {
+            println!("{threads} threads, {limits}");
+            println!("{:<52} {:>9} {:>10} {:>7}", "work", "ms", "tokens/s", "share");
+        }
         // The smaller of PyTorch's comparison has a vocabulary of 8192.
         let mini = BertConfig {
             hidden_size: 256,
@@ -43,15 +42,18 @@ fn main() {
             ..BertConfig::default()
         };
         for (name, config) in [("mini", mini), ("base", BertConfig::default())] {
-            if asked.is_empty() || asked.iter().any(|a| a == name) {
-                bench(name, &config, &limits);
+            for (precision, kind) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
+                let name = format!("pre-training step, {name}, {SEQUENCES} x {LENGTH}, {kind}");
+                if arguments.ask_for(&name) {
+                    bench(&arguments, &name, &config, precision, &limits);
+                }
             }
         }
     });
 }
 
-fn bench(name: &str, config: &BertConfig, limits: &Limits) {
-    let model = PretrainingModel::new(config);
+fn bench(arguments: &Arguments, name: &str, config: &BertConfig, precision: Precision, limits: &Limits) {
+    let model = PretrainingModel::new(config).with_precision(precision);
     let len = model.parameters().len();
     let mut parameters = vec![0.0f32; len];
     for parameter in model.parameters().parameters() {
@@ -60,7 +62,7 @@ fn bench(name: &str, config: &BertConfig, limits: &Limits) {
     let batch = masked_batch(config.vocab_size);
     let extents = masked_extents(&batch);
     let recorded = model.training(extents, 1.0, false);
-    let mut backend = CpuBackend::new();
+    let mut backend = CpuBackend::new().with_precision(precision);
     let sizes = Sizes { parameters: len, arena: recorded.program.arena_len(), training: true };
     backend.reserve(&sizes).expect("memory");
     let whole = Span { space: Space::Parameters, offset: 0, len };
@@ -81,13 +83,16 @@ fn bench(name: &str, config: &BertConfig, limits: &Limits) {
         backend.update(&optimizer, 1.0, &[update]).expect("an update");
     });
     let (seconds, tokens) = (time.as_secs_f64(), (SEQUENCES * LENGTH) as f64);
-    println!(
-        "{:<44} {:>9.1} {:>10.0} {:>6.0}%",
-        format!("pre-training step, {name}, {SEQUENCES} x {LENGTH}"),
-        seconds * 1e3,
-        tokens / seconds,
-        100.0 * flops(config, extents.predictions) / seconds / limits.flops
-    );
+    let limit = match precision {
+        Precision::F32 => limits.flops,
+        Precision::Bf16 => limits.narrow_flops,
+    };
+    let share = flops(config, extents.predictions) / seconds / limit;
+    if arguments.json {
+        println!("{}", json!({"name": name, "ms": seconds * 1e3, "share": share}));
+    } else {
+        println!("{name:<52} {:>9.1} {:>10.0} {:>6.0}%", seconds * 1e3, tokens / seconds, 100.0 * share);
+    }
 }
 
 /// Random tokens, 15 % of them to be predicted.

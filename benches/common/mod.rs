@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::fmt;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,27 @@ pub fn median(mut work: impl FnMut()) -> Duration {
     times[times.len() / 2]
 }
 
+/// What a bench was called with.
+pub struct Arguments {
+    /// Parts of names.
+    asked: Vec<String>,
+    /// Whether rows are to be read by a program.
+    pub json: bool,
+}
+
+impl Arguments {
+    /// Those of this process. Cargo adds `--bench`.
+    pub fn new() -> Self {
+        let (flags, asked): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+        Self { asked, json: flags.iter().any(|flag| flag == "--json") }
+    }
+
+    /// Whether a row of this name is wanted: all parts that were asked for are in it.
+    pub fn ask_for(&self, name: &str) -> bool {
+        self.asked.iter().all(|part| name.contains(part.as_str()))
+    }
+}
+
 /// What this machine can do at most, on the threads of the current pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -30,6 +52,13 @@ pub struct Limits {
     pub narrow_flops: f64,
     /// Bytes read and written a second by a copy or a change in place, the faster of them, that no cache holds.
     pub bytes: f64,
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [flops, narrow, bytes] = [self.flops, self.narrow_flops, self.bytes].map(|rate| rate / 1e9);
+        write!(f, "{flops:.0} GFLOP/s of fused multiply-adds, {narrow:.0} of bf16, {bytes:.1} GB/s of memory")
+    }
 }
 
 impl Limits {
