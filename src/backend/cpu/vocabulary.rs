@@ -137,7 +137,8 @@ pub fn backward(
         let (x, c) =
             (Matrix::new(vocabulary.x, rows, inputs), MatrixMut::new(d_weight_part, columns, inputs));
         gemm(isa, workspace, Form::TN, d_logits, x, c, store_or_add(d_weight.add));
-        column_sums(isa, d_logits.data, SinkMut { values: d_bias_part, add: d_bias.add });
+        let of_bias = SinkMut { values: d_bias_part, add: d_bias.add };
+        column_sums(isa, workspace, d_logits.data.into(), of_bias);
         let (weight, c) = (Matrix::new(weight, columns, inputs), MatrixMut::new(d_x.values, rows, inputs));
         gemm(isa, workspace, Form::NN, d_logits, weight, c, store_or_add(d_x.add || first > 0));
     }

@@ -50,8 +50,43 @@ fn copied_operands(program: &Program, op: &Op) -> Vec<(Access, Var)> {
 
 /// Whether an operation's kernels take values of either width.
 fn reads_either(op: &Op) -> bool {
-    let _ = op;
-    false
+    match op {
+        Op::Embedding { .. }
+        | Op::AddNorm { .. }
+        | Op::Drop { .. }
+        | Op::Gather { .. }
+        | Op::Fill { .. }
+        | Op::Accumulate { .. }
+        | Op::EmbeddingGrad { .. }
+        | Op::ActivationGrad { .. }
+        | Op::AddNormGrad { .. }
+        | Op::GatherGrad { .. } => true,
+        Op::Linear { .. }
+        | Op::Attention { .. }
+        | Op::Attend { .. }
+        | Op::Gru { .. }
+        | Op::Merge { .. }
+        | Op::StepAverage { .. }
+        | Op::CrossEntropy { .. }
+        | Op::VocabularyLoss { .. }
+        | Op::SquaredError { .. }
+        | Op::Ranking { .. }
+        | Op::SoftCrossEntropy { .. }
+        | Op::WeightedSum { .. }
+        | Op::LinearInputGrad { .. }
+        | Op::LinearWeightGrad { .. }
+        | Op::AttentionGrad { .. }
+        | Op::AttendGrad { .. }
+        | Op::GruGrad { .. }
+        | Op::MergeGrad { .. }
+        | Op::StepAverageGrad { .. }
+        | Op::CrossEntropyGrad { .. }
+        | Op::VocabularyLossGrad { .. }
+        | Op::SquaredErrorGrad { .. }
+        | Op::RankingGrad { .. }
+        | Op::SoftCrossEntropyGrad { .. }
+        | Op::WeightedSumGrad { .. } => false,
+    }
 }
 
 /// Copies begin at cache lines.
