@@ -14,7 +14,7 @@ use mtdnn_raw::backend::cpu::activation::{activate, activate_gradient};
 use mtdnn_raw::backend::cpu::attention;
 use mtdnn_raw::backend::cpu::bounds::Bounds;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
-use mtdnn_raw::backend::cpu::elements::{Elements, ElementsMut};
+use mtdnn_raw::backend::cpu::elements::{Elements, ElementsMut, ElementsSink};
 use mtdnn_raw::backend::cpu::embedding::{Tokens, embed, embed_gradient};
 use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm, weight_gradient};
 use mtdnn_raw::backend::cpu::isa::Isa;
@@ -37,6 +37,13 @@ enum Work {
     /// Of products of bf16.
     NarrowFlops(f64),
     Floats(usize),
+    Bytes(usize),
+}
+
+impl Work {
+    fn elements(count: usize, narrow: bool) -> Self {
+        Self::Bytes(element_bytes(narrow) * count)
+    }
 }
 
 struct Table {
@@ -77,6 +84,7 @@ impl Table {
             Work::Flops(flops) => (flops / seconds, "GFLOP/s", self.limits.flops),
             Work::NarrowFlops(flops) => (flops / seconds, "GFLOP/s", self.limits.narrow_flops),
             Work::Floats(floats) => (4.0 * floats as f64 / seconds, "GB/s", self.limits.bytes),
+            Work::Bytes(bytes) => (bytes as f64 / seconds, "GB/s", self.limits.bytes),
         };
         let (ms, rate, share) = (seconds * 1e3, rate / 1e9, rate / limit);
         if self.arguments.json {
@@ -105,6 +113,10 @@ impl Value {
     fn elements_mut(&mut self, narrow: bool) -> ElementsMut<'_> {
         if narrow { (&mut self.narrow[..]).into() } else { (&mut self.wide).into() }
     }
+}
+
+fn element_bytes(narrow: bool) -> usize {
+    if narrow { 2 } else { 4 }
 }
 
 /// What stands behind a kernel's name where it works in bf16.
@@ -216,45 +228,68 @@ fn rows(table: &Table) {
     let (rows, cols) = (4096, 768);
     let size = rows * cols;
     let isa = table.isa;
+    let mut workspace = Workspace::new(rayon::current_num_threads());
     let stream = Stream { seed: 1, step: 0 };
     let keys: Vec<u32> = (0..rows as u32).collect();
-    let (x, residual, gamma, beta) = (numbers(size), numbers(size), numbers(cols), numbers(cols));
-    let (mut y, mut normalized, mut inverse_std) = (vec![0.0; size], vec![0.0; size], vec![0.0; rows]);
-    let (mut d_x, mut d_residual) = (vec![0.0; size], vec![0.0; size]);
+    let drop = |probability| RowDropout { stream, dropout: Dropout::new(probability, 0), keys: Some(&keys) };
+    let (x, residual) = (Value::new(numbers(size)), Value::new(numbers(size)));
+    let (gamma, beta) = (numbers(cols), numbers(cols));
+    let [mut y, mut normalized, mut d_x, mut d_residual] = [(); 4].map(|()| Value::new(vec![0.0; size]));
+    let mut inverse_std = vec![0.0; rows];
     let (mut d_gamma, mut d_beta) = (vec![0.0; cols], vec![0.0; cols]);
-    for (with, probability) in [("", 0.0), (", dropout", 0.1)] {
-        let drop = RowDropout { stream, dropout: Dropout::new(probability, 0), keys: Some(&keys) };
-        table.row(&format!("add and norm {rows} x {cols}{with}"), Work::Floats(4 * size), || {
-            let (gamma, beta) = (&gamma, &beta);
-            let input = AddNorm { x: &x, residual: Some(&residual), drop, gamma, beta, epsilon: 1e-12 };
-            add_norm(isa, &input, &mut y, &mut normalized, &mut inverse_std);
+    for (narrow, (with, probability)) in [false, true]
+        .into_iter()
+        .flat_map(|narrow| [("", 0.0), (", dropout", 0.1)].map(|with| (narrow, with)))
+    {
+        let (drop, width) = (drop(probability), in_width(narrow));
+        let work = Work::elements(4 * size, narrow);
+        table.row(&format!("add and norm {rows} x {cols}{with}{width}"), work, || {
+            let (x, residual) = (x.elements(narrow), Some(residual.elements(narrow)));
+            let input = AddNorm { x, residual, drop, gamma: &gamma, beta: &beta, epsilon: 1e-12 };
+            let (y, normalized) = (y.elements_mut(narrow), normalized.elements_mut(narrow));
+            add_norm(isa, workspace.scratch(), &input, y, normalized, &mut inverse_std);
         });
-        table.row(&format!("add and norm gradient {rows} x {cols}{with}"), Work::Floats(4 * size), || {
-            let (normalized, inverse_std) = (&normalized, &inverse_std);
-            let input = AddNormGradient { d_y: &x, normalized, inverse_std, gamma: &gamma, drop };
-            let sink = |values| SinkMut { values, add: false };
-            let (d_residual, d_gamma, d_beta) =
-                (sink(&mut d_residual), sink(&mut d_gamma), sink(&mut d_beta));
-            add_norm_gradient(isa, &input, &mut d_x, Some(d_residual), d_gamma, d_beta);
+        table.row(&format!("add and norm gradient {rows} x {cols}{with}{width}"), work, || {
+            let (d_y, normalized) = (x.elements(narrow), normalized.elements(narrow));
+            let input = AddNormGradient { d_y, normalized, inverse_std: &inverse_std, gamma: &gamma, drop };
+            let d_x = d_x.elements_mut(narrow);
+            let d_residual = ElementsSink { values: d_residual.elements_mut(narrow), add: false };
+            let [d_gamma, d_beta] =
+                [&mut d_gamma, &mut d_beta].map(|values| SinkMut { values: &mut values[..], add: false });
+            add_norm_gradient(isa, &mut workspace, &input, d_x, Some(d_residual), d_gamma, d_beta);
         });
     }
-    let drop = RowDropout { stream, dropout: Dropout::new(0.1, 0), keys: Some(&keys) };
-    table.row("dropout 4096 x 768", Work::Floats(2 * size), || drop_rows(isa, drop, &x, cols, &mut y));
+    for narrow in [false, true] {
+        let (name, work) =
+            (format!("dropout 4096 x 768{}", in_width(narrow)), Work::elements(2 * size, narrow));
+        table.row(&name, work, || {
+            drop_rows(isa, drop(0.1), x.elements(narrow), cols, y.elements_mut(narrow));
+        });
+    }
 
     let size = 4096 * 3072;
-    let (before, d_after, mut after) = (numbers(size), numbers(size), vec![0.0; size]);
-    for (name, activation) in [("gelu", Activation::Gelu), ("gelu by tanh", Activation::GeluTanh)] {
-        table.row(&format!("{name} 4096 x 3072"), Work::Floats(2 * size), || {
-            activate(isa, activation, &before, &mut after);
-        });
-        table.row(&format!("{name} gradient 4096 x 3072"), Work::Floats(3 * size), || {
-            activate_gradient(isa, activation, &before, &d_after, &mut after);
+    let (before, d_after) = (Value::new(numbers(size)), Value::new(numbers(size)));
+    let (mut after, mut sums) = (Value::new(vec![0.0; size]), vec![0.0; 3072]);
+    for narrow in [false, true] {
+        let width = in_width(narrow);
+        for (name, activation) in [("gelu", Activation::Gelu), ("gelu by tanh", Activation::GeluTanh)] {
+            table.row(&format!("{name} 4096 x 3072{width}"), Work::elements(2 * size, narrow), || {
+                activate(isa, activation, before.elements(narrow), after.elements_mut(narrow));
+            });
+            table.row(
+                &format!("{name} gradient 4096 x 3072{width}"),
+                Work::elements(3 * size, narrow),
+                || {
+                    let (before, d_after) = (before.elements(narrow), d_after.elements(narrow));
+                    activate_gradient(isa, activation, before, d_after, after.elements_mut(narrow));
+                },
+            );
+        }
+        table.row(&format!("column sums 4096 x 3072{width}"), Work::elements(size, narrow), || {
+            let sink = SinkMut { values: &mut sums, add: false };
+            column_sums(isa, &mut workspace, before.elements(narrow), sink);
         });
     }
-    let mut sums = vec![0.0; 3072];
-    table.row("column sums 4096 x 3072", Work::Floats(size), || {
-        column_sums(isa, &before, SinkMut { values: &mut sums, add: false });
-    });
 }
 
 fn tables(table: &Table) {
@@ -270,18 +305,24 @@ fn tables(table: &Table) {
     let bounds = Bounds { starts: &starts, ends: &ends };
     let index = Tokens { ids: &ids, types: &types, places: &places, order: &order, bounds };
     let (word, position, kind) = (numbers(vocabulary * cols), numbers(512 * cols), numbers(2 * cols));
-    let (d_out, mut out) = (numbers(tokens * cols), vec![0.0; tokens * cols]);
-    table.row("embedding 4096 x 768", Work::Floats(2 * tokens * cols), || {
-        embed(&index, cols, &word, &position, &kind, &mut out);
-    });
+    let (d_out, mut out) = (Value::new(numbers(tokens * cols)), Value::new(vec![0.0; tokens * cols]));
     let (mut d_word, mut d_position, mut d_kind) =
         (vec![0.0; vocabulary * cols], vec![0.0; 512 * cols], vec![0.0; 2 * cols]);
-    let floats = Work::Floats((tokens + vocabulary) * cols);
-    table.row("embedding gradient 4096 x 768 into 30522 rows", floats, || {
-        let sink = |values| SinkMut { values, add: false };
-        let sinks = (sink(&mut d_word), sink(&mut d_position), sink(&mut d_kind));
-        embed_gradient(table.isa, &index, cols, &d_out, sinks.0, sinks.1, sinks.2);
-    });
+    for narrow in [false, true] {
+        let width = in_width(narrow);
+        // The tables are of f32.
+        let bytes = Work::Bytes(4 * tokens * cols + element_bytes(narrow) * tokens * cols);
+        table.row(&format!("embedding 4096 x 768{width}"), bytes, || {
+            embed(table.isa, &index, cols, &word, &position, &kind, out.elements_mut(narrow));
+        });
+        let bytes = Work::Bytes(element_bytes(narrow) * tokens * cols + 4 * vocabulary * cols);
+        table.row(&format!("embedding gradient 4096 x 768 into 30522 rows{width}"), bytes, || {
+            let sink = |values| SinkMut { values, add: false };
+            let sinks = (sink(&mut d_word), sink(&mut d_position), sink(&mut d_kind));
+            let d_out = d_out.elements(narrow);
+            embed_gradient(table.isa, &index, cols, d_out, sinks.0, sinks.1, sinks.2);
+        });
+    }
 
     let rows = 512;
     let (logits, mut d_logits) = (numbers(rows * vocabulary), vec![0.0; rows * vocabulary]);

@@ -3,7 +3,6 @@
 
 #[path = "common/cases.rs"]
 mod cases;
-mod common;
 #[path = "common/steps.rs"]
 mod steps;
 

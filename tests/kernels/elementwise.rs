@@ -1,9 +1,9 @@
 //! What goes element by element or row by row, against the CPU's.
 
 use half::bf16;
-use mtdnn_raw::backend::cpu::SinkMut;
 use mtdnn_raw::backend::cpu::activation as cpu_activation;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
+use mtdnn_raw::backend::cpu::elements::ElementsSink;
 use mtdnn_raw::backend::cpu::gather as cpu_gather;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cuda::launch::{DropoutSite, Target};
@@ -69,7 +69,7 @@ fn dropout_is_the_cpus() {
             let dropout = Dropout::new(if i == 3 { 0.0 } else { 0.4 }, 6);
             let mut expected = vec![0.0; rows * cols];
             let drop = RowDropout { stream: STREAM, dropout, keys: keys.as_deref() };
-            drop_rows(Isa::detect(), drop, &x, cols, &mut expected);
+            drop_rows(Isa::detect(), drop, (&x).into(), cols, (&mut expected).into());
             let mut bench = Bench::of_tokens(rows);
             let x = bench.value("x", dtype, Rows::Tokens, cols, &x);
             let keys = keys.map_or(0, |keys| bench.memory.words("keys", &keys));
@@ -117,8 +117,9 @@ fn activations_are_the_cpus() {
                 numbers(1, dtype, rows * cols).iter().map(|x| rounded(dtype, 6.0 * x)).collect();
             let d_after = numbers(2, dtype, rows * cols);
             let [mut after, mut d_before] = [0; 2].map(|_| vec![0.0; rows * cols]);
-            cpu_activation::activate(Isa::detect(), kind, &before, &mut after);
-            cpu_activation::activate_gradient(Isa::detect(), kind, &before, &d_after, &mut d_before);
+            let (isa, x) = (Isa::detect(), (&before).into());
+            cpu_activation::activate(isa, kind, x, (&mut after).into());
+            cpu_activation::activate_gradient(isa, kind, x, (&d_after).into(), (&mut d_before).into());
             let mut bench = Bench::of_tokens(rows);
             let before = bench.value("before", dtype, Rows::Tokens, cols, &before);
             let d_after = bench.value("d_after", dtype, Rows::Tokens, cols, &d_after);
@@ -145,8 +146,9 @@ fn rows_are_gathered_and_put_back() {
             let (x, d_out) = (numbers(1, dtype, tokens * cols), numbers(2, dtype, rows.len() * cols));
             let before = numbers(3, dtype, tokens * cols);
             let (mut out, mut d_x) = (vec![0.0; d_out.len()], before.clone());
-            cpu_gather::gather(&x, &rows, cols, &mut out);
-            cpu_gather::gather_gradient(&d_out, &rows, cols, SinkMut { values: &mut d_x, add });
+            let (isa, sink) = (Isa::detect(), ElementsSink { values: (&mut d_x).into(), add });
+            cpu_gather::gather(isa, (&x).into(), &rows, cols, (&mut out).into());
+            cpu_gather::gather_gradient(isa, (&d_out).into(), &rows, cols, sink);
             let mut bench = Bench::new(extents);
             let x = bench.value("x", dtype, Rows::Tokens, cols, &x);
             let d_out = bench.value("d_out", dtype, Rows::Sequences, cols, &d_out);

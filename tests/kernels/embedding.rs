@@ -74,7 +74,8 @@ impl Batch {
 
     pub fn embed(&self, tables: &[Vec<f32>; 3], cols: usize) -> Vec<f32> {
         let mut out = vec![0.0; self.ids.len() * cols];
-        cpu::embed(&self.tokens(), cols, &tables[0], &tables[1], &tables[2], &mut out);
+        let [word, position, kind] = tables;
+        cpu::embed(Isa::detect(), &self.tokens(), cols, word, position, kind, (&mut out).into());
         out
     }
 
@@ -156,7 +157,7 @@ fn backward_is_the_cpus() {
                 Isa::detect(),
                 &batch.tokens(),
                 cols,
-                &d_out,
+                (&d_out).into(),
                 sink(&mut word),
                 sink(&mut position),
                 sink(&mut token_type),

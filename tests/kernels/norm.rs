@@ -2,8 +2,10 @@
 
 use mtdnn_raw::backend::cpu::SinkMut;
 use mtdnn_raw::backend::cpu::dropout::{RowDropout, drop_rows};
+use mtdnn_raw::backend::cpu::elements::ElementsSink;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cpu::norm as cpu;
+use mtdnn_raw::backend::cpu::scratch::Workspace;
 use mtdnn_raw::backend::cuda::embedding::Tables;
 use mtdnn_raw::backend::cuda::launch::{DropoutSite, Operand, Target};
 use mtdnn_raw::backend::cuda::norm::{self, AddNorm, AddNormGrad, EmbeddingNorm};
@@ -75,6 +77,10 @@ impl Case {
     }
 }
 
+fn workspace() -> Workspace {
+    Workspace::new(rayon::current_num_threads())
+}
+
 #[test]
 fn forward_is_the_cpus() {
     let Some(emulation) = Emulation::get() else { return };
@@ -86,8 +92,8 @@ fn forward_is_the_cpus() {
         let keys = case.keys();
         let drop = RowDropout { stream: STREAM, dropout, keys: Some(&keys) };
         let input = cpu::AddNorm {
-            x: &x,
-            residual: residual.as_deref(),
+            x: (&x).into(),
+            residual: residual.as_ref().map(Into::into),
             drop,
             gamma: &gamma,
             beta: &beta,
@@ -95,7 +101,9 @@ fn forward_is_the_cpus() {
         };
         let [mut y, mut normalized] = [0; 2].map(|_| vec![0.0; rows * cols]);
         let mut inverse_std = vec![0.0; rows];
-        cpu::add_norm(Isa::detect(), &input, &mut y, &mut normalized, &mut inverse_std);
+        let (isa, workspace) = (Isa::detect(), workspace());
+        let [of_y, of_normalized] = [&mut y, &mut normalized].map(Into::into);
+        cpu::add_norm(isa, workspace.scratch(), &input, of_y, of_normalized, &mut inverse_std);
 
         let mut bench = Bench::of_tokens(rows);
         let op = AddNorm {
@@ -130,8 +138,8 @@ fn backward_is_the_cpus() {
         let keys = case.keys();
         let drop = RowDropout { stream: STREAM, dropout, keys: Some(&keys) };
         let input = cpu::AddNormGradient {
-            d_y: &d_y,
-            normalized: &normalized,
+            d_y: (&d_y).into(),
+            normalized: (&normalized).into(),
             inverse_std: &inverse_std,
             gamma: &gamma,
             drop,
@@ -142,9 +150,10 @@ fn backward_is_the_cpus() {
         let sink = |values| SinkMut { values, add };
         cpu::add_norm_gradient(
             Isa::detect(),
+            &mut workspace(),
             &input,
-            &mut d_x,
-            case.residual.then_some(SinkMut { values: &mut d_residual, add }),
+            (&mut d_x).into(),
+            case.residual.then_some(ElementsSink { values: (&mut d_residual).into(), add }),
             sink(&mut d_gamma),
             sink(&mut d_beta),
         );
@@ -189,7 +198,7 @@ fn the_embedding_is_normalized_in_one_go() {
             let embedded = batch.embed(&tables, cols);
             let off = RowDropout { stream: STREAM, dropout: Dropout::new(0.0, 0), keys: None };
             let input = cpu::AddNorm {
-                x: &embedded,
+                x: (&embedded).into(),
                 residual: None,
                 drop: off,
                 gamma: &gamma,
@@ -198,9 +207,11 @@ fn the_embedding_is_normalized_in_one_go() {
             };
             let [mut y, mut normalized, mut out] = [0; 3].map(|_| vec![0.0; tokens * cols]);
             let mut inverse_std = vec![0.0; tokens];
-            cpu::add_norm(Isa::detect(), &input, &mut y, &mut normalized, &mut inverse_std);
+            let (isa, workspace) = (Isa::detect(), workspace());
+            let [of_y, of_normalized] = [&mut y, &mut normalized].map(Into::into);
+            cpu::add_norm(isa, workspace.scratch(), &input, of_y, of_normalized, &mut inverse_std);
             let drop = RowDropout { stream: STREAM, dropout, keys: Some(&batch.places) };
-            drop_rows(Isa::detect(), drop, &y, cols, &mut out);
+            drop_rows(isa, drop, (&y).into(), cols, (&mut out).into());
 
             let mut bench = Bench::new(batch.extents());
             let at = batch.write(&mut bench);

@@ -3,13 +3,14 @@
 use rayon::prelude::*;
 
 use super::blocks::BLOCK;
+use super::elements::{Elements, ElementsMut, PART, parts};
 use super::isa::Isa;
 use super::math;
 use super::simd::multiversion;
 use crate::tensor::Activation;
 
 /// `after = activation(before)`.
-pub fn activate(isa: Isa, activation: Activation, before: &[f32], after: &mut [f32]) {
+pub fn activate(isa: Isa, activation: Activation, before: Elements, after: ElementsMut) {
     assert_eq!(before.len(), after.len(), "activation of {} into {} elements", before.len(), after.len());
     after
         .par_chunks_mut(BLOCK)
@@ -18,7 +19,7 @@ pub fn activate(isa: Isa, activation: Activation, before: &[f32], after: &mut [f
 }
 
 /// `values = activation(values)`, where nothing needs what was there before.
-pub fn activate_in_place(isa: Isa, activation: Activation, values: &mut [f32]) {
+pub fn activate_in_place(isa: Isa, activation: Activation, values: ElementsMut) {
     values.par_chunks_mut(BLOCK).for_each(|values| activate_block_in_place(isa, activation, values));
 }
 
@@ -26,9 +27,9 @@ pub fn activate_in_place(isa: Isa, activation: Activation, values: &mut [f32]) {
 pub fn activate_gradient(
     isa: Isa,
     activation: Activation,
-    before: &[f32],
-    d_after: &[f32],
-    d_before: &mut [f32],
+    before: Elements,
+    d_after: Elements,
+    d_before: ElementsMut,
 ) {
     assert_eq!(
         (before.len(), d_after.len()),
@@ -41,42 +42,65 @@ pub fn activate_gradient(
 }
 
 multiversion! {
-    fn activate_block<FMA>(activation: Activation, before: &[f32], after: &mut [f32]) {
-        match activation {
-            Activation::Identity => after.copy_from_slice(before),
-            Activation::Gelu => map(before, after, math::gelu::<FMA>),
-            Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
-            Activation::Relu => map(before, after, math::relu),
-            Activation::Tanh => map(before, after, math::tanh::<FMA>),
-            Activation::Sigmoid => map(before, after, math::sigmoid::<FMA>),
+    fn activate_block<FMA>(activation: Activation, before: Elements, after: ElementsMut) {
+        let mut all = after;
+        let mut buffers = [[0.0; PART]; 2];
+        let [of_before, of_after] = &mut buffers;
+        for part in parts(before.len()) {
+            let before = before.read(part.clone(), of_before);
+            let after = all.place(part.clone(), of_after);
+            match activation {
+                Activation::Identity => after.copy_from_slice(before),
+                Activation::Gelu => map(before, after, math::gelu::<FMA>),
+                Activation::GeluTanh => map(before, after, math::gelu_tanh::<FMA>),
+                Activation::Relu => map(before, after, math::relu),
+                Activation::Tanh => map(before, after, math::tanh::<FMA>),
+                Activation::Sigmoid => map(before, after, math::sigmoid::<FMA>),
+            }
+            all.settle(part, of_after);
         }
     }
 }
 
 multiversion! {
-    fn activate_block_in_place<FMA>(activation: Activation, values: &mut [f32]) {
-        match activation {
-            Activation::Identity => {}
-            Activation::Gelu => map_in_place(values, math::gelu::<FMA>),
-            Activation::GeluTanh => map_in_place(values, math::gelu_tanh::<FMA>),
-            Activation::Relu => map_in_place(values, math::relu),
-            Activation::Tanh => map_in_place(values, math::tanh::<FMA>),
-            Activation::Sigmoid => map_in_place(values, math::sigmoid::<FMA>),
+    fn activate_block_in_place<FMA>(activation: Activation, values: ElementsMut) {
+        let mut all = values;
+        let mut buffer = [0.0; PART];
+        for part in parts(all.len()) {
+            let values = all.open(part.clone(), &mut buffer);
+            match activation {
+                Activation::Identity => {}
+                Activation::Gelu => map_in_place(values, math::gelu::<FMA>),
+                Activation::GeluTanh => map_in_place(values, math::gelu_tanh::<FMA>),
+                Activation::Relu => map_in_place(values, math::relu),
+                Activation::Tanh => map_in_place(values, math::tanh::<FMA>),
+                Activation::Sigmoid => map_in_place(values, math::sigmoid::<FMA>),
+            }
+            all.settle(part, &buffer);
         }
     }
 }
 
 multiversion! {
     fn activate_gradient_block<FMA>(
-        activation: Activation, before: &[f32], d_after: &[f32], d_before: &mut [f32],
+        activation: Activation, before: Elements, d_after: Elements, d_before: ElementsMut,
     ) {
-        match activation {
-            Activation::Identity => d_before.copy_from_slice(d_after),
-            Activation::Gelu => scale(before, d_after, d_before, math::gelu_derivative::<FMA>),
-            Activation::GeluTanh => scale(before, d_after, d_before, math::gelu_tanh_derivative::<FMA>),
-            Activation::Relu => scale(before, d_after, d_before, relu_derivative),
-            Activation::Tanh => scale(before, d_after, d_before, tanh_derivative::<FMA>),
-            Activation::Sigmoid => scale(before, d_after, d_before, sigmoid_derivative::<FMA>),
+        let mut all = d_before;
+        let mut buffers = [[0.0; PART]; 3];
+        let [of_before, of_d_after, of_d_before] = &mut buffers;
+        for part in parts(before.len()) {
+            let before = before.read(part.clone(), of_before);
+            let d_after = d_after.read(part.clone(), of_d_after);
+            let d_before = all.place(part.clone(), of_d_before);
+            match activation {
+                Activation::Identity => d_before.copy_from_slice(d_after),
+                Activation::Gelu => scale(before, d_after, d_before, math::gelu_derivative::<FMA>),
+                Activation::GeluTanh => scale(before, d_after, d_before, math::gelu_tanh_derivative::<FMA>),
+                Activation::Relu => scale(before, d_after, d_before, relu_derivative),
+                Activation::Tanh => scale(before, d_after, d_before, tanh_derivative::<FMA>),
+                Activation::Sigmoid => scale(before, d_after, d_before, sigmoid_derivative::<FMA>),
+            }
+            all.settle(part, of_d_before);
         }
     }
 }
@@ -127,7 +151,7 @@ fn sigmoid_derivative<const FMA: bool>(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, numbers, same_on_any_threads};
+    use super::super::testing::{FLOATS, Kept, assert_close_in, numbers, rounded, same_on_any_threads};
     use super::*;
 
     const ALL: [Activation; 6] = [
@@ -166,20 +190,27 @@ mod tests {
 
     #[test]
     fn activations_are_their_formulas() {
-        for activation in ALL {
+        for (activation, dtype) in ALL.into_iter().flat_map(|kind| FLOATS.map(|dtype| (kind, dtype))) {
             for length in [0, 1, 7, 8, 100, BLOCK + 5] {
                 let before: Vec<f32> = numbers(1, length).iter().map(|x| 5.0 * x).collect();
-                same_on_any_threads(
-                    |isa| {
-                        let mut after = vec![f32::NAN; length];
-                        activate(isa, activation, &before, &mut after);
-                        after
-                    },
-                    |after| {
-                        let expected = before.iter().map(|x| exact(activation, f64::from(*x)));
-                        assert_close(after, expected, 1e-6);
-                    },
-                );
+                let before = rounded(dtype, &before);
+                let expected: Vec<f64> = before.iter().map(|x| exact(activation, f64::from(*x))).collect();
+                for in_place in [false, true] {
+                    same_on_any_threads(
+                        |isa| {
+                            let mut after = Kept::new(dtype, &before);
+                            if in_place {
+                                activate_in_place(isa, activation, after.elements_mut());
+                            } else {
+                                after = Kept::new(dtype, &vec![f32::NAN; length]);
+                                let before = Kept::new(dtype, &before);
+                                activate(isa, activation, before.elements(), after.elements_mut());
+                            }
+                            after.numbers()
+                        },
+                        |after| assert_close_in(dtype, after, expected.iter().copied(), 1e-6),
+                    );
+                }
             }
         }
     }
@@ -189,13 +220,15 @@ mod tests {
         let length = BLOCK + 21;
         // No closer to 0 than the quotient's step, where the rectifier has a kink.
         let before: Vec<f32> = numbers(2, length).iter().map(|x| 5.0 * x + 1e-3f32.copysign(*x)).collect();
-        let d_after = numbers(3, length);
-        for activation in ALL {
+        for (activation, dtype) in ALL.into_iter().flat_map(|kind| FLOATS.map(|dtype| (kind, dtype))) {
+            let (before, d_after) = (rounded(dtype, &before), rounded(dtype, &numbers(3, length)));
             same_on_any_threads(
                 |isa| {
-                    let mut d_before = vec![f32::NAN; length];
-                    activate_gradient(isa, activation, &before, &d_after, &mut d_before);
-                    d_before
+                    let [x, d] = [&before, &d_after].map(|numbers| Kept::new(dtype, numbers));
+                    let mut d_before = Kept::new(dtype, &vec![f32::NAN; length]);
+                    let out = d_before.elements_mut();
+                    activate_gradient(isa, activation, x.elements(), d.elements(), out);
+                    d_before.numbers()
                 },
                 |d_before| {
                     let expected = before.iter().zip(&d_after).map(|(x, d)| {
@@ -203,7 +236,7 @@ mod tests {
                         let quotient = (exact(activation, x + 1e-4) - exact(activation, x - 1e-4)) / 2e-4;
                         f64::from(*d) * quotient
                     });
-                    assert_close(d_before, expected, 1e-6);
+                    assert_close_in(dtype, d_before, expected, 1e-6);
                 },
             );
         }

@@ -4,6 +4,8 @@
 use rayon::iter::Either;
 use rayon::prelude::*;
 
+use super::elements::ElementsMut;
+
 /// Elements of one operand that a task works on: 64 KiB, enough to make the cost of a task vanish.
 pub(super) const BLOCK: usize = 16 * 1024;
 
@@ -23,10 +25,10 @@ pub struct SinkMut<'a> {
 
 /// The chunks of an operand that may be absent; `None` for each of `count` chunks where it is.
 pub(super) fn optional_chunks_mut(
-    values: Option<&mut [f32]>,
+    values: Option<ElementsMut>,
     size: usize,
     count: usize,
-) -> impl IndexedParallelIterator<Item = Option<&mut [f32]>> {
+) -> impl IndexedParallelIterator<Item = Option<ElementsMut>> {
     match values {
         Some(values) => Either::Left(values.par_chunks_mut(size).map(Some)),
         None => Either::Right((0..count).into_par_iter().map(|_| None)),

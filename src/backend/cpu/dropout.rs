@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::blocks::rows_per_block;
+use super::elements::{Elements, ElementsMut, PART, parts};
 use super::isa::Isa;
 use super::philox::{Stream, keep_row_inline};
 use super::simd::multiversion;
@@ -27,16 +28,9 @@ impl RowDropout<'_> {
         }
     }
 
-    /// `out = x * keep` for one row.
+    /// `values *= keep` for a row from a column on, a multiple of 8.
     #[inline(always)]
-    pub(super) fn apply(&self, row: usize, x: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(x);
-        self.apply_in_place(row, out);
-    }
-
-    /// `values *= keep` for one row.
-    #[inline(always)]
-    pub(super) fn apply_in_place(&self, row: usize, values: &mut [f32]) {
+    pub(super) fn apply(&self, row: usize, first_column: usize, values: &mut [f32]) {
         const COLUMNS: usize = 128;
         if self.dropout.threshold == 0 {
             return;
@@ -45,7 +39,7 @@ impl RowDropout<'_> {
         let mut keep = [0.0; COLUMNS];
         for (i, values) in values.chunks_mut(COLUMNS).enumerate() {
             let keep = &mut keep[..values.len()];
-            keep_row_inline(self.stream, self.dropout, 0, key, i * COLUMNS, keep);
+            keep_row_inline(self.stream, self.dropout, 0, key, first_column + i * COLUMNS, keep);
             for (value, keep) in values.iter_mut().zip(keep) {
                 *value *= *keep;
             }
@@ -54,7 +48,7 @@ impl RowDropout<'_> {
 }
 
 /// `out = x * keep` for `[rows, cols]`; its own backward pass, applied to the gradient.
-pub fn drop_rows(isa: Isa, drop: RowDropout, x: &[f32], cols: usize, out: &mut [f32]) {
+pub fn drop_rows(isa: Isa, drop: RowDropout, x: Elements, cols: usize, out: ElementsMut) {
     assert_eq!(x.len(), out.len(), "dropout of {} into {} elements", x.len(), out.len());
     drop.assert_rows(x.len() / cols);
     let rows = rows_per_block(cols);
@@ -65,9 +59,17 @@ pub fn drop_rows(isa: Isa, drop: RowDropout, x: &[f32], cols: usize, out: &mut [
 }
 
 multiversion! {
-    fn drop_block<FMA>(drop: RowDropout, first_row: usize, x: &[f32], cols: usize, out: &mut [f32]) {
-        for (i, (x, out)) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)).enumerate() {
-            drop.apply(first_row + i, x, out);
+    fn drop_block<FMA>(drop: RowDropout, first_row: usize, x: Elements, cols: usize, out: ElementsMut) {
+        let mut out = out;
+        let mut buffer = [0.0; PART];
+        for row in 0..x.len() / cols {
+            for columns in parts(cols) {
+                let part = row * cols + columns.start..row * cols + columns.end;
+                let values = out.place(part.clone(), &mut buffer);
+                x.copy_to(part.clone(), values);
+                drop.apply(first_row + row, columns.start, values);
+                out.settle(part, &buffer);
+            }
         }
     }
 }
@@ -75,7 +77,7 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::super::philox::keep_row;
-    use super::super::testing::{numbers, same_on_any_threads};
+    use super::super::testing::{FLOATS, Kept, numbers, rounded, same_on_any_threads};
     use super::*;
 
     const STREAM: Stream = Stream { seed: 7, step: 3 };
@@ -83,16 +85,17 @@ mod tests {
     #[test]
     fn each_row_is_dropped_by_its_key() {
         let dropout = Dropout::new(0.25, 9);
-        for (rows, cols) in [(0, 5), (1, 1), (3, 37), (300, 129)] {
-            let x = numbers(1, rows * cols);
+        let shapes = [(0, 5), (1, 1), (3, 37), (300, 129), (3, PART + 13)];
+        for ((rows, cols), dtype) in shapes.into_iter().flat_map(|shape| FLOATS.map(|dtype| (shape, dtype))) {
+            let x = rounded(dtype, &numbers(1, rows * cols));
             let keys: Vec<u32> = (0..rows as u32).map(|row| row * 7 + 1).collect();
             for named in [true, false] {
                 same_on_any_threads(
                     |isa| {
                         let drop = RowDropout { stream: STREAM, dropout, keys: named.then_some(&keys) };
-                        let mut out = vec![f32::NAN; x.len()];
-                        drop_rows(isa, drop, &x, cols, &mut out);
-                        out
+                        let mut out = Kept::new(dtype, &vec![f32::NAN; x.len()]);
+                        drop_rows(isa, drop, Kept::new(dtype, &x).elements(), cols, out.elements_mut());
+                        out.numbers()
                     },
                     |out| {
                         let mut keep = vec![0.0; cols];
@@ -100,7 +103,8 @@ mod tests {
                             let key = if named { keys[row] } else { row as u32 };
                             keep_row(Isa::Portable, STREAM, dropout, 0, key, 0, &mut keep);
                             for (i, keep) in keep.iter().enumerate() {
-                                assert_eq!(out[row * cols + i], x[row * cols + i] * keep);
+                                let expected = x[row * cols + i] * keep;
+                                assert_eq!(out[row * cols + i], rounded(dtype, &[expected])[0]);
                             }
                         }
                     },
@@ -114,7 +118,7 @@ mod tests {
         let x = numbers(2, 12);
         let mut out = vec![f32::NAN; 12];
         let drop = RowDropout { stream: STREAM, dropout: Dropout::new(0.0, 0), keys: None };
-        drop_rows(Isa::detect(), drop, &x, 4, &mut out);
+        drop_rows(Isa::detect(), drop, (&x).into(), 4, (&mut out).into());
         assert_eq!(x, out);
     }
 }

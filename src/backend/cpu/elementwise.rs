@@ -3,37 +3,55 @@
 use rayon::prelude::*;
 
 use super::blocks::BLOCK;
+use super::elements::{Elements, ElementsMut, PART, parts};
+use super::isa::Isa;
+use super::simd::multiversion;
 
 /// `into += from`.
-pub fn accumulate(from: &[f32], into: &mut [f32]) {
+pub fn accumulate(isa: Isa, from: Elements, into: ElementsMut) {
     assert_eq!(from.len(), into.len(), "adding {} to {} elements", from.len(), into.len());
-    into.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(into, from)| add(from, into));
+    into.par_chunks_mut(BLOCK)
+        .zip(from.par_chunks(BLOCK))
+        .for_each(|(into, from)| accumulate_block(isa, from, into));
 }
 
 /// Every element becomes `value`.
-pub fn fill(out: &mut [f32], value: f32) {
-    out.par_chunks_mut(BLOCK).for_each(|out| out.fill(value));
+pub fn fill(out: ElementsMut, value: f32) {
+    out.par_chunks_mut(BLOCK).for_each(|mut out| out.fill(value));
 }
 
-/// `into += from`, in the caller's thread.
-#[inline(always)]
-pub(super) fn add(from: &[f32], into: &mut [f32]) {
-    for (into, from) in into.iter_mut().zip(from) {
-        *into += from;
+multiversion! {
+    fn accumulate_block<FMA>(from: Elements, into: ElementsMut) {
+        let mut into = into;
+        let mut buffer = [0.0; PART];
+        for part in parts(from.len()) {
+            from.add_to(part.clone(), into.open(part.clone(), &mut buffer));
+            into.settle(part, &buffer);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::numbers;
+    use super::super::testing::{FLOATS, Kept, numbers, rounded, same_on_any_threads};
     use super::*;
 
     #[test]
     fn sums_and_constants() {
-        let mut into = vec![0.0; BLOCK + 3];
-        fill(&mut into, 1.5);
-        let from = numbers(4, into.len());
-        accumulate(&from, &mut into);
-        assert!(into.iter().zip(&from).all(|(into, from)| *into == 1.5 + from));
+        for (of_from, of_into) in FLOATS.into_iter().flat_map(|from| FLOATS.map(|into| (from, into))) {
+            let from = rounded(of_from, &numbers(4, BLOCK + PART + 3));
+            same_on_any_threads(
+                |isa| {
+                    let mut into = Kept::new(of_into, &vec![0.0; from.len()]);
+                    fill(into.elements_mut(), 1.5);
+                    accumulate(isa, Kept::new(of_from, &from).elements(), into.elements_mut());
+                    into.numbers()
+                },
+                |into| {
+                    let sums: Vec<f32> = from.iter().map(|from| 1.5 + from).collect();
+                    assert!(into == rounded(of_into, &sums));
+                },
+            );
+        }
     }
 }

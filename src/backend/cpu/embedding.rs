@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::blocks::{SinkMut, rows_per_block};
 use super::bounds::Bounds;
+use super::elements::{Elements, ElementsMut, PART, parts};
 use super::isa::Isa;
 use super::simd::multiversion;
 use super::sums::{COLUMNS, sum_rows};
@@ -37,28 +38,51 @@ impl Tokens<'_> {
 
 /// `out[t] = word[id] + position[place] + token_type[type]`: tables of `cols` columns into `[tokens, cols]`.
 pub fn embed(
+    isa: Isa,
     tokens: &Tokens,
     cols: usize,
     word: &[f32],
     position: &[f32],
     token_type: &[f32],
-    out: &mut [f32],
+    out: ElementsMut,
 ) {
     assert_eq!(out.len(), tokens.count() * cols, "embedding of {} tokens in {cols} columns", tokens.count());
     let rows = rows_per_block(cols);
     out.par_chunks_mut(rows * cols).enumerate().for_each(|(block, out)| {
-        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
-            let token = block * rows + i;
+        embed_block(isa, tokens, block * rows, cols, word, position, token_type, out);
+    });
+}
+
+multiversion! {
+    fn embed_block<FMA>(
+        tokens: &Tokens,
+        first_token: usize,
+        cols: usize,
+        word: &[f32],
+        position: &[f32],
+        token_type: &[f32],
+        out: ElementsMut,
+    ) {
+        let mut all = out;
+        let mut buffer = [0.0; PART];
+        for i in 0..all.len() / cols {
+            let token = first_token + i;
             let word = table_row(word, cols, tokens.ids[token]);
             let position = table_row(position, cols, tokens.places[token] & 0xffff);
             let token_type = table_row(token_type, cols, tokens.types[token]);
-            for (((out, word), position), token_type) in
-                out.iter_mut().zip(word).zip(position).zip(token_type)
-            {
-                *out = word + position + token_type;
+            for part in parts(cols) {
+                let place = i * cols + part.start..i * cols + part.end;
+                let out = all.place(place.clone(), &mut buffer);
+                let (word, position) = (&word[part.clone()], &position[part.clone()]);
+                for (((out, word), position), token_type) in
+                    out.iter_mut().zip(word).zip(position).zip(&token_type[part])
+                {
+                    *out = word + position + token_type;
+                }
+                all.settle(place, &buffer);
             }
         }
-    });
+    }
 }
 
 /// The backward pass of [`embed`]: each row of a table gets the sum of the gradients of the tokens that use it, in the
@@ -67,7 +91,7 @@ pub fn embed_gradient(
     isa: Isa,
     tokens: &Tokens,
     cols: usize,
-    d_out: &[f32],
+    d_out: Elements,
     d_word: SinkMut,
     d_position: SinkMut,
     d_token_type: SinkMut,
@@ -94,6 +118,7 @@ pub fn embed_gradient(
 }
 
 /// A row of a table of `cols` columns.
+#[inline(always)]
 fn table_row(table: &[f32], cols: usize, row: u32) -> &[f32] {
     let start = row as usize * cols;
     let Some(values) = table.get(start..start + cols) else {
@@ -103,7 +128,7 @@ fn table_row(table: &[f32], cols: usize, row: u32) -> &[f32] {
 }
 
 multiversion! {
-    fn word_block<FMA>(tokens: &Tokens, cols: usize, d_out: &[f32], first_word: usize, out: SinkMut) {
+    fn word_block<FMA>(tokens: &Tokens, cols: usize, d_out: Elements, first_word: usize, out: SinkMut) {
         let id = |row: &u32| tokens.ids[*row as usize] as usize;
         let mut rest = &tokens.order[tokens.order.partition_point(|row| id(row) < first_word)..];
         for (i, values) in out.values.chunks_exact_mut(cols).enumerate() {
@@ -116,7 +141,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn position_row<FMA>(bounds: Bounds, cols: usize, d_out: &[f32], position: usize, out: SinkMut) {
+    fn position_row<FMA>(bounds: Bounds, cols: usize, d_out: Elements, position: usize, out: SinkMut) {
         let rows = bounds.iter().filter_map(|rows| {
             let row = rows.start + position;
             (row < rows.end).then_some(row)
@@ -126,7 +151,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn type_columns<FMA>(types: &[u32], kind: usize, cols: usize, d_out: &[f32], first: usize, out: SinkMut) {
+    fn type_columns<FMA>(types: &[u32], kind: usize, cols: usize, d_out: Elements, first: usize, out: SinkMut) {
         let rows = types.iter().enumerate().filter(|(_, of)| **of as usize == kind).map(|(row, _)| row);
         sum_rows(d_out, cols, first, rows, out);
     }
@@ -134,7 +159,7 @@ multiversion! {
 
 /// The sum of the rows named.
 #[inline(always)]
-fn sum_whole_rows(x: &[f32], cols: usize, rows: impl Iterator<Item = usize> + Clone, out: SinkMut) {
+fn sum_whole_rows(x: Elements, cols: usize, rows: impl Iterator<Item = usize> + Clone, out: SinkMut) {
     if rows.clone().next().is_none() {
         if !out.add {
             out.values.fill(0.0);
@@ -148,7 +173,7 @@ fn sum_whole_rows(x: &[f32], cols: usize, rows: impl Iterator<Item = usize> + Cl
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, numbers, same_on_any_threads};
+    use super::super::testing::{FLOATS, Kept, assert_close, numbers, rounded, same_on_any_threads};
     use super::*;
 
     const WORDS: usize = 150;
@@ -208,17 +233,28 @@ mod tests {
     #[test]
     fn the_three_rows_are_added() {
         for batch in batches() {
-            for cols in [1, 8, 67] {
+            for (cols, dtype) in
+                [1, 8, 67, PART + 5].into_iter().flat_map(|cols| FLOATS.map(|dtype| (cols, dtype)))
+            {
                 let tables = [WORDS, POSITIONS, TYPES].map(|rows| numbers(rows as u32, rows * cols));
-                let mut out = vec![f32::NAN; batch.ids.len() * cols];
-                embed(&batch.tokens(), cols, &tables[0], &tables[1], &tables[2], &mut out);
-                for (token, out) in out.chunks(cols).enumerate() {
+                let mut expected = Vec::new();
+                for token in 0..batch.ids.len() {
                     let rows = [batch.ids[token], batch.places[token] & 0xffff, batch.types[token]];
-                    for (c, out) in out.iter().enumerate() {
+                    for c in 0..cols {
                         let parts = [0, 1, 2].map(|i| tables[i][rows[i] as usize * cols + c]);
-                        assert_eq!(*out, parts[0] + parts[1] + parts[2]);
+                        expected.push(parts[0] + parts[1] + parts[2]);
                     }
                 }
+                let expected = rounded(dtype, &expected);
+                same_on_any_threads(
+                    |isa| {
+                        let mut out = Kept::new(dtype, &vec![f32::NAN; expected.len()]);
+                        let [word, position, kind] = &tables;
+                        embed(isa, &batch.tokens(), cols, word, position, kind, out.elements_mut());
+                        out.numbers()
+                    },
+                    |out| assert!(out == expected),
+                );
             }
         }
     }
@@ -229,14 +265,15 @@ mod tests {
         let mut batch = Batch::new(&[2]);
         batch.ids[1] = 150;
         let mut out = [0.0; 2];
-        embed(&batch.tokens(), 1, &[0.0; WORDS], &[0.0; POSITIONS], &[0.0; TYPES], &mut out);
+        let (tokens, out) = (batch.tokens(), ElementsMut::F32(&mut out));
+        embed(Isa::detect(), &tokens, 1, &[0.0; WORDS], &[0.0; POSITIONS], &[0.0; TYPES], out);
     }
 
     #[test]
     fn each_table_row_gets_the_sum_of_its_tokens() {
         for batch in batches() {
-            for cols in [1, 8, 67] {
-                let d_out = numbers(9, batch.ids.len() * cols);
+            for (cols, dtype) in [1, 8, 67].into_iter().flat_map(|cols| FLOATS.map(|dtype| (cols, dtype))) {
+                let d_out = rounded(dtype, &numbers(9, batch.ids.len() * cols));
                 for add in [false, true] {
                     let before = if add { 1.0 } else { 0.0 };
                     let mut expected = vec![before; (WORDS + POSITIONS + TYPES) * cols];
@@ -258,7 +295,7 @@ mod tests {
                                 isa,
                                 &batch.tokens(),
                                 cols,
-                                &d_out,
+                                Kept::new(dtype, &d_out).elements(),
                                 SinkMut { values: word, add },
                                 SinkMut { values: position, add },
                                 SinkMut { values: kind, add },

@@ -2,23 +2,33 @@
 
 use rayon::prelude::*;
 
-use super::blocks::{SinkMut, rows_per_block};
-use super::elementwise::add;
+use super::blocks::rows_per_block;
+use super::elements::{Elements, ElementsMut, ElementsSink, PART, parts};
+use super::isa::Isa;
+use super::simd::multiversion;
 
 /// `out[s] = x[rows[s]]`, for rows of `cols`; `out` is `[rows.len(), cols]`.
-pub fn gather(x: &[f32], rows: &[u32], cols: usize, out: &mut [f32]) {
+pub fn gather(isa: Isa, x: Elements, rows: &[u32], cols: usize, out: ElementsMut) {
     assert_eq!(out.len(), rows.len() * cols, "gathering {} rows of {cols}", rows.len());
     let block = rows_per_block(cols);
-    out.par_chunks_mut(block * cols).zip(rows.par_chunks(block)).for_each(|(out, rows)| {
-        for (out, row) in out.chunks_exact_mut(cols).zip(rows) {
-            out.copy_from_slice(&x[*row as usize * cols..][..cols]);
+    out.par_chunks_mut(block * cols)
+        .zip(rows.par_chunks(block))
+        .for_each(|(out, rows)| gather_block(isa, x, rows, cols, out));
+}
+
+multiversion! {
+    fn gather_block<FMA>(x: Elements, rows: &[u32], cols: usize, out: ElementsMut) {
+        let mut out = out;
+        for (i, row) in rows.iter().enumerate() {
+            let row = *row as usize;
+            out.copy(i * cols..(i + 1) * cols, x.part(row * cols..(row + 1) * cols));
         }
-    });
+    }
 }
 
 /// The backward pass of [`gather`]: the rows gathered get their gradients, the others zeros, or nothing where `d_x`
 /// adds. A row may be gathered once: a GPU writes them all at the same time.
-pub fn gather_gradient(d_out: &[f32], rows: &[u32], cols: usize, d_x: SinkMut) {
+pub fn gather_gradient(isa: Isa, d_out: Elements, rows: &[u32], cols: usize, d_x: ElementsSink) {
     assert_eq!(d_out.len(), rows.len() * cols, "gradient of {} rows of {cols}", rows.len());
     if let Some(last) = rows.iter().max() {
         assert!((*last as usize + 1) * cols <= d_x.values.len(), "row {last} of {}", d_x.values.len() / cols);
@@ -32,26 +42,46 @@ pub fn gather_gradient(d_out: &[f32], rows: &[u32], cols: usize, d_x: SinkMut) {
     });
     assert!(twice.is_none(), "a row is gathered twice: {rows:?}");
     let block = rows_per_block(cols);
-    d_x.values.par_chunks_mut(block * cols).enumerate().for_each(|(i, values)| {
-        if !d_x.add {
+    let add = d_x.add;
+    d_x.values.par_chunks_mut(block * cols).enumerate().for_each(|(i, mut values)| {
+        if !add {
             values.fill(0.0);
         }
         let own = i * block..(i + 1) * block;
-        for (row, d_out) in rows.iter().zip(d_out.chunks_exact(cols)) {
+        for (i, row) in rows.iter().enumerate() {
             if own.contains(&(*row as usize)) {
-                add(d_out, &mut values[(*row as usize - own.start) * cols..][..cols]);
+                let start = (*row as usize - own.start) * cols;
+                add_row(isa, d_out.part(i * cols..(i + 1) * cols), start, &mut values);
             }
         }
     });
 }
 
+multiversion! {
+    fn add_row<FMA>(from: Elements, start: usize, into: &mut ElementsMut) {
+        let mut buffer = [0.0; PART];
+        for part in parts(from.len()) {
+            let place = start + part.start..start + part.end;
+            from.add_to(part, into.open(place.clone(), &mut buffer));
+            into.settle(place, &buffer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::testing::numbers;
+    use super::super::testing::{FLOATS, Kept, numbers, rounded, same_on_any_threads};
     use super::*;
+    use crate::tensor::DType;
 
     #[test]
     fn rows_come_and_their_gradients_go_back() {
+        for dtype in FLOATS {
+            rows_come_and_go(dtype);
+        }
+    }
+
+    fn rows_come_and_go(dtype: DType) {
         for (count, cols, rows) in [
             (0, 3, vec![]),
             (4, 1, vec![0, 3]),
@@ -60,22 +90,38 @@ mod tests {
             (700, 33, vec![699]),
             (5, 2, vec![4, 0, 3]),
         ] {
-            let x = numbers(1, count * cols);
-            let mut out = vec![f32::NAN; rows.len() * cols];
-            gather(&x, &rows, cols, &mut out);
-            for (out, row) in out.chunks(cols).zip(&rows) {
-                assert_eq!(out, &x[*row as usize * cols..][..cols]);
+            let x = rounded(dtype, &numbers(1, count * cols));
+            let picked: Vec<f32> =
+                rows.iter().flat_map(|row| &x[*row as usize * cols..][..cols]).copied().collect();
+            // What is gathered may be kept in the other type.
+            for of_out in FLOATS {
+                same_on_any_threads(
+                    |isa| {
+                        let mut out = Kept::new(of_out, &vec![f32::NAN; picked.len()]);
+                        gather(isa, Kept::new(dtype, &x).elements(), &rows, cols, out.elements_mut());
+                        out.numbers()
+                    },
+                    |out| assert!(out == rounded(of_out, &picked)),
+                );
             }
             for add in [false, true] {
-                let mut d_x = vec![1.0; count * cols];
-                gather_gradient(&out, &rows, cols, SinkMut { values: &mut d_x, add });
-                for (row, d_x) in d_x.chunks(cols).enumerate() {
-                    let before = if add { 1.0 } else { 0.0 };
-                    let gathered = rows.contains(&(row as u32));
-                    for (c, d) in d_x.iter().enumerate() {
-                        assert_eq!(*d, before + if gathered { x[row * cols + c] } else { 0.0 });
+                let before = if add { 1.0 } else { 0.0 };
+                let mut expected = vec![before; count * cols];
+                for (row, d_out) in rows.iter().zip(picked.chunks(cols)) {
+                    for (d_x, d_out) in expected[*row as usize * cols..].iter_mut().zip(d_out) {
+                        *d_x += d_out;
                     }
                 }
+                same_on_any_threads(
+                    |isa| {
+                        let d_out = Kept::new(dtype, &picked);
+                        let mut d_x = Kept::new(dtype, &vec![1.0; count * cols]);
+                        let sink = ElementsSink { values: d_x.elements_mut(), add };
+                        gather_gradient(isa, d_out.elements(), &rows, cols, sink);
+                        d_x.numbers()
+                    },
+                    |d_x| assert!(d_x == rounded(dtype, &expected)),
+                );
             }
         }
     }
@@ -83,6 +129,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "gathered twice")]
     fn a_row_gathered_twice_is_refused() {
-        gather_gradient(&[1.0, 2.0], &[1, 1], 1, SinkMut { values: &mut [0.0; 3], add: false });
+        let (d_out, mut d_x) = ([1.0, 2.0], [0.0; 3]);
+        let sink = ElementsSink { values: ElementsMut::F32(&mut d_x), add: false };
+        gather_gradient(Isa::detect(), Elements::F32(&d_out), &[1, 1], 1, sink);
     }
 }

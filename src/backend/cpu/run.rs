@@ -6,14 +6,14 @@ use super::attention;
 use super::blocks::SinkMut;
 use super::bounds::Bounds;
 use super::dropout::{RowDropout, drop_rows};
-use super::elements::{Elements, ElementsMut};
+use super::elements::{Elements, ElementsMut, ElementsSink};
 use super::elementwise::{accumulate, fill};
 use super::embedding::{Tokens, embed, embed_gradient};
 use super::gather::{gather, gather_gradient};
 use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
 use super::loss::{self, Choices};
-use super::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
+use super::norm::{self, AddNorm, AddNormGradient, add_norm, add_norm_gradient};
 use super::philox::Stream;
 use super::san::{self, Gru, Steps};
 use super::scratch::Workspace;
@@ -26,11 +26,13 @@ use crate::tensor::{Activation, DType, Extents, Op, Program, Shape, Sink, Space,
 pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &Values, op: &Op) {
     let get = |var: Var| values.get(var);
     let sink = |sink: Sink| SinkMut { values: values.get_mut(sink.var), add: sink.add };
+    let (elements, elements_mut) = (|var: Var| values.elements(var), |var: Var| values.elements_mut(var));
+    let elements_sink = |sink: Sink| ElementsSink { values: values.elements_mut(sink.var), add: sink.add };
     match *op {
         Op::Embedding { index, word, position, token_type, out } => {
             let (_, cols) = values.shape(out);
             let tokens = values.tokens(&index);
-            embed(&tokens, cols, get(word), get(position), get(token_type), values.get_mut(out));
+            embed(isa, &tokens, cols, get(word), get(position), get(token_type), elements_mut(out));
         }
         Op::Linear { x, weight, bias, activation, before, out } => {
             let (a, b, bias) = (values.matrix(x), values.matrix(weight), get(bias));
@@ -50,8 +52,8 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                     let c = values.matrix_mut(before.unwrap_or(out));
                     gemm(isa, workspace, Form::NT, a, b, c, WriteBack::Bias(bias));
                     match before {
-                        Some(before) => activate(isa, activation, get(before), values.get_mut(out)),
-                        None => activate_in_place(isa, activation, values.get_mut(out)),
+                        Some(before) => activate(isa, activation, elements(before), elements_mut(out)),
+                        None => activate_in_place(isa, activation, elements_mut(out)),
                     }
                 }
             }
@@ -69,18 +71,18 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         ),
         Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
             let drop = RowDropout { stream, dropout, keys: Some(values.indices(keys)) };
-            let (residual, gamma, beta) = (residual.map(get), get(gamma), get(beta));
-            let input = AddNorm { x: get(x), residual, drop, gamma, beta, epsilon };
-            let (normalized, inverse_std) = (values.get_mut(normalized), values.get_mut(inverse_std));
-            add_norm(isa, &input, values.get_mut(y), normalized, inverse_std);
+            let (residual, gamma, beta) = (residual.map(elements), get(gamma), get(beta));
+            let input = AddNorm { x: elements(x), residual, drop, gamma, beta, epsilon };
+            let (normalized, inverse_std) = (elements_mut(normalized), values.get_mut(inverse_std));
+            add_norm(isa, workspace.scratch(), &input, elements_mut(y), normalized, inverse_std);
         }
         Op::Drop { x, keys, dropout, out } => {
             let drop = RowDropout { stream, dropout, keys: keys.map(|keys| values.indices(keys)) };
-            drop_rows(isa, drop, get(x), values.shape(x).1, values.get_mut(out));
+            drop_rows(isa, drop, elements(x), values.shape(x).1, elements_mut(out));
         }
         Op::Gather { x, rows, out } => {
             let (count, cols) = values.shape(out);
-            gather(get(x), &values.indices(rows)[..count], cols, values.get_mut(out));
+            gather(isa, elements(x), &values.indices(rows)[..count], cols, elements_mut(out));
         }
         Op::Attend { keys, values: attended, query, index, segment, weights, out } => {
             let input = Attend { keys: get(keys), values: get(attended), query: get(query) };
@@ -124,16 +126,16 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
         Op::WeightedSum { terms: [first, second], weights, out } => {
             values.get_mut(out)[0] = loss::weighted_sum([get(first)[0], get(second)[0]], weights);
         }
-        Op::Fill { out, value } => fill(values.get_mut(out), value),
-        Op::Accumulate { from, into } => accumulate(get(from), values.get_mut(into)),
+        Op::Fill { out, value } => fill(elements_mut(out), value),
+        Op::Accumulate { from, into } => accumulate(isa, elements(from), elements_mut(into)),
         Op::EmbeddingGrad { index, d_out, d_word, d_position, d_token_type } => {
             let (_, cols) = values.shape(d_out);
             let tokens = values.tokens(&index);
             let sinks = (sink(d_word), sink(d_position), sink(d_token_type));
-            embed_gradient(isa, &tokens, cols, get(d_out), sinks.0, sinks.1, sinks.2);
+            embed_gradient(isa, &tokens, cols, elements(d_out), sinks.0, sinks.1, sinks.2);
         }
         Op::ActivationGrad { activation, before, d_after, d_before } => {
-            activate_gradient(isa, activation, get(before), get(d_after), values.get_mut(d_before));
+            activate_gradient(isa, activation, elements(before), elements(d_after), elements_mut(d_before));
         }
         Op::LinearInputGrad { d_out, weight, d_x } => {
             let (a, b, c) = (values.matrix(d_out), values.matrix(weight), values.matrix_mut(d_x.var));
@@ -170,14 +172,16 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             d_beta,
         } => {
             let drop = RowDropout { stream, dropout, keys: Some(values.indices(keys)) };
-            let (normalized, inverse_std) = (get(normalized), get(inverse_std));
-            let input = AddNormGradient { d_y: get(d_y), normalized, inverse_std, gamma: get(gamma), drop };
-            let (d_gamma, d_beta) = (sink(d_gamma), sink(d_beta));
-            add_norm_gradient(isa, &input, values.get_mut(d_x), d_residual.map(sink), d_gamma, d_beta);
+            let (normalized, inverse_std) = (elements(normalized), get(inverse_std));
+            let input =
+                AddNormGradient { d_y: elements(d_y), normalized, inverse_std, gamma: get(gamma), drop };
+            let (d_x, d_residual) = (elements_mut(d_x), d_residual.map(elements_sink));
+            add_norm_gradient(isa, workspace, &input, d_x, d_residual, sink(d_gamma), sink(d_beta));
         }
         Op::GatherGrad { d_out, rows, d_x } => {
             let (count, cols) = values.shape(d_out);
-            gather_gradient(get(d_out), &values.indices(rows)[..count], cols, sink(d_x));
+            let (rows, d_x) = (&values.indices(rows)[..count], elements_sink(d_x));
+            gather_gradient(isa, elements(d_out), rows, cols, d_x);
         }
         Op::AttendGrad {
             keys,
@@ -323,6 +327,7 @@ pub(super) fn reserve(isa: Isa, workspace: &mut Workspace, program: &Program) {
             Op::VocabularyLoss { x, logits, .. } => {
                 vocabulary::reserve(isa, workspace, narrow(&[x]), size(x).0, size(x).1, size(logits).1);
             }
+            Op::AddNorm { x, .. } => norm::reserve(workspace, size(x).0, size(x).1),
             Op::Attention { qkv, heads, .. } => {
                 let head_size = size(qkv).1 / 3 / heads;
                 workspace.reserve(0, attention::scratch_floats(isa, longest, head_size));

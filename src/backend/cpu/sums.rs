@@ -3,8 +3,10 @@
 use rayon::prelude::*;
 
 use super::blocks::SinkMut;
+use super::elements::Elements;
 use super::isa::Isa;
 use super::math::multiply_add;
+use super::scratch::Workspace;
 use super::simd::multiversion;
 
 /// Partial sums that a sum along a row is split into: four AVX2 registers, so that additions overlap.
@@ -72,70 +74,84 @@ fn total(sums: &[f32; LANES]) -> f32 {
 /// Columns that one task sums: as many as eight AVX2 registers hold.
 pub(super) const COLUMNS: usize = 64;
 /// Rows whose sum is taken in f32 before it is added to the f64 total.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// `out[c] = sum over rows of x[row][c]`, for `x` `[rows, out.len()]`: the gradient of a bias.
-pub fn column_sums(isa: Isa, x: &[f32], out: SinkMut) {
+///
+/// A task reads a block of whole rows, one address after another: columns of all rows would be a walk over pages.
+pub fn column_sums(isa: Isa, workspace: &mut Workspace, x: Elements, out: SinkMut) {
     let cols = out.values.len();
     assert!(cols > 0 && x.len().is_multiple_of(cols), "{} elements in rows of {cols}", x.len());
+    let (sums, _) = workspace.parts(partial_sums(x.len() / cols, cols));
+    sums.par_chunks_mut(cols).zip(x.par_chunks(ROWS * cols)).for_each(|(sums, x)| sum_block(isa, x, sums));
+    add_blocks(isa, sums, cols, 0, out);
+}
+
+/// Makes room for what the column sums of `[rows, cols]` need.
+pub fn reserve(workspace: &mut Workspace, rows: usize, cols: usize) {
+    workspace.reserve(partial_sums(rows, cols), 0);
+}
+
+/// Sums of each column in each block.
+fn partial_sums(rows: usize, cols: usize) -> usize {
+    rows.div_ceil(ROWS) * cols
+}
+
+/// `out[c] = sum over blocks of sums[block][first + c]`, for `sums` `[blocks, stride]`: in f64, in the order of the
+/// blocks.
+pub(super) fn add_blocks(isa: Isa, sums: &[f32], stride: usize, first: usize, out: SinkMut) {
     out.values.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, values)| {
-        column_sums_block(isa, x, cols, i * COLUMNS, SinkMut { values, add: out.add })
+        add_block_columns(isa, sums, stride, first + i * COLUMNS, SinkMut { values, add: out.add })
     });
 }
 
 multiversion! {
-    fn column_sums_block<FMA>(x: &[f32], cols: usize, first: usize, out: SinkMut) {
-        sum_rows(x, cols, first, 0..x.len() / cols, out);
+    fn sum_block<FMA>(x: Elements, sums: &mut [f32]) {
+        let cols = sums.len();
+        sums.fill(0.0);
+        for row in 0..x.len() / cols {
+            x.add_to(row * cols..(row + 1) * cols, sums);
+        }
+    }
+}
+
+multiversion! {
+    fn add_block_columns<FMA>(sums: &[f32], stride: usize, first: usize, out: SinkMut) {
+        let width = out.values.len();
+        let mut totals = [0f64; COLUMNS];
+        for sums in sums.chunks_exact(stride) {
+            for (total, sum) in totals.iter_mut().zip(&sums[first..][..width]) {
+                *total += f64::from(*sum);
+            }
+        }
+        write_totals(&totals, out);
+    }
+}
+
+#[inline(always)]
+fn write_totals(totals: &[f64; COLUMNS], out: SinkMut) {
+    let add = out.add;
+    for (out, total) in out.values.iter_mut().zip(totals) {
+        *out = *total as f32 + if add { *out } else { 0.0 };
     }
 }
 
 /// `out[c] = sum over the rows named of x[row][first + c]`, for up to 64 columns.
 #[inline(always)]
 pub(super) fn sum_rows(
-    x: &[f32],
+    x: Elements,
     cols: usize,
     first: usize,
     rows: impl Iterator<Item = usize>,
     out: SinkMut,
 ) {
     let width = out.values.len();
-    sum_blocks(rows, out, |row, sums| match x[row * cols + first..][..width].first_chunk::<COLUMNS>() {
-        Some(values) => {
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += value;
-            }
-        }
-        None => {
-            for (sum, value) in sums.iter_mut().zip(&x[row * cols + first..][..width]) {
-                *sum += value;
-            }
-        }
-    });
-}
-
-/// `out[c] = sum over rows of x[row][first + c] y[row][first + c]`, for up to 64 columns.
-#[inline(always)]
-pub(super) fn sum_row_products<const FMA: bool>(
-    x: &[f32],
-    y: &[f32],
-    cols: usize,
-    first: usize,
-    out: SinkMut,
-) {
-    let width = out.values.len();
-    sum_blocks(0..x.len() / cols, out, |row, sums| {
-        let (x, y) = (&x[row * cols + first..][..width], &y[row * cols + first..][..width]);
-        match (x.first_chunk::<COLUMNS>(), y.first_chunk::<COLUMNS>()) {
-            (Some(x), Some(y)) => {
-                for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-                    *sum = multiply_add::<FMA>(*x, *y, *sum);
-                }
-            }
-            _ => {
-                for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-                    *sum = multiply_add::<FMA>(*x, *y, *sum);
-                }
-            }
+    sum_blocks(rows, out, |row, sums| {
+        let start = row * cols + first;
+        // A length that the compiler knows keeps the sums in registers.
+        match width {
+            COLUMNS => x.add_to(start..start + COLUMNS, sums),
+            _ => x.add_to(start..start + width, &mut sums[..width]),
         }
     });
 }
@@ -162,15 +178,12 @@ pub(super) fn sum_blocks(
             break;
         }
     }
-    let add = out.add;
-    for (out, total) in out.values.iter_mut().zip(totals) {
-        *out = total as f32 + if add { *out } else { 0.0 };
-    }
+    write_totals(&totals, out);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, numbers, same_on_any_threads};
+    use super::super::testing::{FLOATS, Kept, assert_close, numbers, rounded, same_on_any_threads};
     use super::*;
 
     #[test]
@@ -186,13 +199,15 @@ mod tests {
 
     #[test]
     fn sums_of_columns() {
-        for (rows, cols) in [(0, 3), (1, 1), (63, 64), (64, 65), (65, 130), (1000, 17)] {
-            let x = numbers(3, rows * cols);
+        let shapes = [(0, 3), (1, 1), (63, 64), (64, 65), (65, 130), (1000, 17)];
+        for ((rows, cols), dtype) in shapes.into_iter().flat_map(|shape| FLOATS.map(|dtype| (shape, dtype))) {
+            let x = rounded(dtype, &numbers(3, rows * cols));
             for add in [false, true] {
                 same_on_any_threads(
                     |isa| {
                         let mut out = vec![2.0; cols];
-                        column_sums(isa, &x, SinkMut { values: &mut out, add });
+                        let sink = SinkMut { values: &mut out, add };
+                        column_sums(isa, &mut workspace(), Kept::new(dtype, &x).elements(), sink);
                         out
                     },
                     |out| {
@@ -210,7 +225,13 @@ mod tests {
         // Added one by one in f32, a tenth a million times is off by a hundredth.
         let x = vec![0.1; 1_000_000];
         let mut out = [0.0];
-        column_sums(Isa::detect(), &x, SinkMut { values: &mut out, add: false });
+        let sink = SinkMut { values: &mut out, add: false };
+        column_sums(Isa::detect(), &mut workspace(), (&x).into(), sink);
         assert_close(&out, [1e6 * f64::from(0.1f32)], 1e-6);
+    }
+
+    /// For the pool that a kernel runs in.
+    fn workspace() -> Workspace {
+        Workspace::new(rayon::current_num_threads())
     }
 }

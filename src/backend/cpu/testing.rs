@@ -1,7 +1,56 @@
 //! What the kernels' tests share.
 
+use half::bf16;
+
+use super::elements::{Elements, ElementsMut, narrowed, widened};
 use super::isa::Isa;
 use crate::random::philox4x32_10;
+use crate::tensor::DType;
+
+/// The types that values are kept in.
+pub(super) const FLOATS: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// Numbers of either width.
+pub(super) enum Kept {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Kept {
+    /// These numbers, rounded to the type.
+    pub(super) fn new(dtype: DType, numbers: &[f32]) -> Self {
+        match dtype {
+            DType::Bf16 => Kept::Bf16(numbers.iter().map(|number| narrowed(*number)).collect()),
+            _ => Kept::F32(numbers.to_vec()),
+        }
+    }
+
+    pub(super) fn elements(&self) -> Elements<'_> {
+        match self {
+            Kept::F32(numbers) => Elements::F32(numbers),
+            Kept::Bf16(numbers) => Elements::Bf16(numbers),
+        }
+    }
+
+    pub(super) fn elements_mut(&mut self) -> ElementsMut<'_> {
+        match self {
+            Kept::F32(numbers) => ElementsMut::F32(numbers),
+            Kept::Bf16(numbers) => ElementsMut::Bf16(numbers),
+        }
+    }
+
+    pub(super) fn numbers(&self) -> Vec<f32> {
+        match self {
+            Kept::F32(numbers) => numbers.clone(),
+            Kept::Bf16(numbers) => numbers.iter().map(|number| widened(*number)).collect(),
+        }
+    }
+}
+
+/// The same numbers, rounded to the type.
+pub(super) fn rounded(dtype: DType, numbers: &[f32]) -> Vec<f32> {
+    Kept::new(dtype, numbers).numbers()
+}
 
 /// `count` numbers, evenly spread over [-1, 1).
 pub(super) fn numbers(seed: u32, count: usize) -> Vec<f32> {
@@ -28,11 +77,26 @@ pub(super) fn same_on_any_threads(kernel: impl Fn(Isa) -> Vec<f32> + Sync, check
 /// Asserts that the numbers agree, relative to the larger of 1 and the expected one.
 #[track_caller]
 pub(super) fn assert_close(values: &[f32], expected: impl IntoIterator<Item = f64>, tolerance: f64) {
+    assert_close_in(DType::F32, values, expected, tolerance);
+}
+
+/// As [`assert_close`], of numbers that may have been rounded to bf16 after all else: of its 8 bits that moves them by
+/// half of the last, a 256th of the number at most.
+#[track_caller]
+pub(super) fn assert_close_in(
+    dtype: DType,
+    values: &[f32],
+    expected: impl IntoIterator<Item = f64>,
+    tolerance: f64,
+) {
     let expected: Vec<f64> = expected.into_iter().collect();
     assert_eq!(values.len(), expected.len());
+    let rounding = if dtype == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
     for (i, (value, expected)) in values.iter().zip(expected).enumerate() {
-        let error = (f64::from(*value) - expected).abs() / expected.abs().max(1.0);
-        assert!(error <= tolerance, "element {i}: {value} instead of {expected}");
+        let before = tolerance * expected.abs().max(1.0);
+        let allowed = before + rounding * (expected.abs() + before);
+        let error = (f64::from(*value) - expected).abs();
+        assert!(error <= allowed, "element {i}: {value} instead of {expected} in {dtype:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use super::isa::Isa;
 use super::run::Values;
 use super::shared::SharedMut;
 use super::simd::multiversion;
-use crate::tensor::{Access, Activation, DType, Op, Program, Var};
+use crate::tensor::{Access, DType, Op, Program, Var};
 
 /// Which operands of which operations of a program are copied. Asking an operation for its operands allocates, so that
 /// it is done once a program.
@@ -43,15 +43,42 @@ impl Copies {
 
 fn copied_operands(program: &Program, op: &Op) -> Vec<(Access, Var)> {
     let copied = |var: &Var| match op {
-        Op::Linear { activation, .. } => !matches!(activation, Activation::Identity | Activation::Gelu),
-        Op::Attention { .. }
-        | Op::AttentionGrad { .. }
+        Op::Embedding { .. }
+        | Op::Linear { .. }
+        | Op::Attention { .. }
+        | Op::AddNorm { .. }
+        | Op::Drop { .. }
+        | Op::Gather { .. }
+        | Op::VocabularyLoss { .. }
+        | Op::Fill { .. }
+        | Op::Accumulate { .. }
+        | Op::EmbeddingGrad { .. }
+        | Op::ActivationGrad { .. }
         | Op::LinearInputGrad { .. }
         | Op::LinearWeightGrad { .. }
-        | Op::VocabularyLoss { .. } => false,
+        | Op::AttentionGrad { .. }
+        | Op::AddNormGrad { .. }
+        | Op::GatherGrad { .. } => false,
         // It is added to for each block of the vocabulary, and would be rounded as often.
         Op::VocabularyLossGrad { d_x, .. } => *var == d_x.var,
-        _ => true,
+        Op::Attend { .. }
+        | Op::Gru { .. }
+        | Op::Merge { .. }
+        | Op::StepAverage { .. }
+        | Op::CrossEntropy { .. }
+        | Op::SquaredError { .. }
+        | Op::Ranking { .. }
+        | Op::SoftCrossEntropy { .. }
+        | Op::WeightedSum { .. }
+        | Op::AttendGrad { .. }
+        | Op::GruGrad { .. }
+        | Op::MergeGrad { .. }
+        | Op::StepAverageGrad { .. }
+        | Op::CrossEntropyGrad { .. }
+        | Op::SquaredErrorGrad { .. }
+        | Op::RankingGrad { .. }
+        | Op::SoftCrossEntropyGrad { .. }
+        | Op::WeightedSumGrad { .. } => true,
     };
     op.operands().into_iter().filter(|(_, var)| program.dtype(*var) == DType::Bf16 && copied(var)).collect()
 }
