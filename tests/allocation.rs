@@ -16,7 +16,7 @@ use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::data::text::Layout;
 use mtdnn_raw::data::{Corpus, Masking, SanSpec, TaskSpec};
 use mtdnn_raw::nn::{Model, PretrainingModel};
-use mtdnn_raw::tensor::Space;
+use mtdnn_raw::tensor::{Precision, Space};
 use mtdnn_raw::train::config::TrainConfig;
 use mtdnn_raw::train::pretrain::corpora::Corpora;
 use mtdnn_raw::train::pretrain::trainer::PretrainTrainer;
@@ -104,10 +104,14 @@ fn train_without_allocating() {
     tasks.push(TaskSpec { name: "pairs".into(), san, ..tasks[0].clone() });
     data.push(data[0].clone());
     let model = Model::new(&small_config(96, 0.1), &tasks);
-    for (batch_size, accumulation, optimizer) in [(5, 1, Rule::Adamax), (16, 2, Rule::Lamb)] {
+    for (batch_size, accumulation, optimizer, precision) in [
+        (5, 1, Rule::Adamax, Precision::F32),
+        (16, 2, Rule::Lamb, Precision::F32),
+        (16, 2, Rule::Adamax, Precision::Bf16),
+    ] {
         let config =
             TrainConfig { batch_size, accumulation, optimizer, weight_decay: 0.01, ..TrainConfig::default() };
-        let mut backend = CpuBackend::new();
+        let mut backend = CpuBackend::new().with_precision(precision);
         let mut trainer = Trainer::new(&config, 1, &model, &data, &mut backend).unwrap();
         write(trainer.backend(), Space::Parameters, &new_parameters(&model, 1));
         // The warm-up: every task's program has run once.
@@ -136,13 +140,15 @@ fn pretrain_without_allocating() {
         Corpus::build(&[files.train], Layout::Sentences, &tokenizer, &path, &mut |_, _| true).unwrap();
     let corpora = Corpora { train, dev: None };
     let model = PretrainingModel::new(&texts::encoder(96, 2));
-    for (batch_size, accumulation, optimizer, whole_words) in
-        [(5, 1, Rule::AdamBert, false), (12, 2, Rule::Lamb, true)]
-    {
+    for (batch_size, accumulation, optimizer, whole_words, precision) in [
+        (5, 1, Rule::AdamBert, false, Precision::F32),
+        (12, 2, Rule::Lamb, true, Precision::F32),
+        (12, 2, Rule::AdamBert, false, Precision::Bf16),
+    ] {
         let masking = Masking::new(&tokenizer, &files.vocabulary, 0.15, whole_words, None).unwrap();
         let phases = vec![Phase { max_length: 48, batch_size, steps: 100 }];
         let config = PretrainConfig { phases, accumulation, optimizer, ..PretrainConfig::default() };
-        let mut backend = CpuBackend::new();
+        let mut backend = CpuBackend::new().with_precision(precision);
         let mut trainer = PretrainTrainer::new(&config, 1, &model, &corpora, &masking, &mut backend).unwrap();
         let mut values = vec![0.0; model.parameters().len()];
         for parameter in model.parameters().parameters() {

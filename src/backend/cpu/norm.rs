@@ -212,7 +212,7 @@ mod tests {
     use super::super::philox::{Stream, keep_row};
     use super::super::testing::{
         FLOATS, Kept, assert_close, assert_close_in, difference_quotients, doubles, numbers, rounded,
-        same_on_any_threads,
+        same_on_any_threads, workspace,
     };
     use super::*;
     use crate::tensor::{DType, Dropout};
@@ -320,11 +320,6 @@ mod tests {
             }
             [d_x.numbers(), d_residual, d_gamma, d_beta]
         }
-    }
-
-    /// For the pool that a kernel runs in.
-    fn workspace() -> Workspace {
-        Workspace::new(rayon::current_num_threads())
     }
 
     /// The definition in f64, of one row: `y`, `normalized` and `inverse_std`.

@@ -183,7 +183,9 @@ pub(super) fn sum_blocks(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{FLOATS, Kept, assert_close, numbers, rounded, same_on_any_threads};
+    use super::super::testing::{
+        FLOATS, Kept, assert_close, numbers, rounded, same_on_any_threads, workspace,
+    };
     use super::*;
 
     #[test]
@@ -228,10 +230,5 @@ mod tests {
         let sink = SinkMut { values: &mut out, add: false };
         column_sums(Isa::detect(), &mut workspace(), (&x).into(), sink);
         assert_close(&out, [1e6 * f64::from(0.1f32)], 1e-6);
-    }
-
-    /// For the pool that a kernel runs in.
-    fn workspace() -> Workspace {
-        Workspace::new(rayon::current_num_threads())
     }
 }

@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::elements::{Elements, ElementsMut, narrowed, widened};
 use super::isa::Isa;
+use super::scratch::Workspace;
 use crate::random::philox4x32_10;
 use crate::tensor::DType;
 
@@ -72,6 +73,16 @@ pub(super) fn same_on_any_threads(kernel: impl Fn(Isa) -> Vec<f32> + Sync, check
         }
         check(&results[0]);
     }
+}
+
+/// For the pool that the caller runs in, with NaN where a kernel might expect zeros.
+pub(super) fn workspace() -> Workspace {
+    const ENOUGH: usize = 1 << 15;
+    let mut workspace = Workspace::new(rayon::current_num_threads());
+    let (shared, scratch) = workspace.parts(ENOUGH);
+    shared.fill(f32::NAN);
+    rayon::broadcast(|_| scratch.with(ENOUGH, |buffer| buffer.fill(f32::NAN)));
+    workspace
 }
 
 /// Asserts that the numbers agree, relative to the larger of 1 and the expected one.
