@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Our kernels and steps beside PyTorch's on this machine's processor, as tables in Markdown.
 
-    benches/cpu.py --torch FOLDER/torch_cpu.py [--python PYTHON] [--parts kernels steps memory] [--results FOLDER]
+    benches/cpu.py --torch FOLDER/torch_cpu.py [--python PYTHON] [--parts kernels steps memory] [--kinds f32 bf16]
 
-torch_cpu.py is PyTorch's side of the comparison: called with `kernels` or `steps` and `--json FILE`, it leaves a list of
-rows with `name`, `shape` and `ms`. PYTHON has torch and transformers (this one, if none is named). PyTorch runs with its
-default allocator and with tcmalloc, where that is installed (Debian: libtcmalloc-minimal4).
+torch_cpu.py is PyTorch's side of the comparison: called with `kernels` or `steps`, it prints a line of JSON a row, with
+`name`, `shape` and `ms`; it is stopped when the rows wanted are there. PYTHON has torch and transformers (this one, if
+none is named). PyTorch runs with its default allocator and with tcmalloc, where that is installed (Debian:
+libtcmalloc-minimal4).
 
 Programs run one at a time, ours before and after PyTorch's two: other load shows in how far our two runs are apart. The
 ratio is the better of PyTorch's times to each of ours. The limit is the time at the probed rate of this machine that
@@ -78,14 +79,14 @@ def main():
     parser.add_argument(
         "--parts", nargs="+", choices=["kernels", "steps", "memory"], default=["kernels", "steps", "memory"]
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "target/cpu-bench", help="where JSON is left")
+    parser.add_argument("--kinds", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     arguments = parser.parse_args()
     if not arguments.torch.is_file():
         parser.error(f"--torch {arguments.torch}: there is no such file")
-    arguments.results.mkdir(parents=True, exist_ok=True)
     print(f"{processor()}, {os.cpu_count()} cores\n")
     for part, pairs in [("kernels", KERNELS), ("steps", STEPS)]:
         if part in arguments.parts:
+            pairs = [pair for pair in pairs if (pair[0].endswith(", bf16") and "bf16" or "f32") in arguments.kinds]
             compare(arguments, part, pairs)
     if "memory" in arguments.parts:
         compare_memory(arguments)
@@ -115,10 +116,23 @@ def bench(name):
     return programs[-1]
 
 
-def ours(program, *words):
+def rows(command, wanted, key, environment=None):
+    """The rows that a program prints as lines of JSON, by `key`, until it has printed all that are wanted."""
+    found = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.startswith("{"):
+                row = json.loads(line)
+                found[key(row)] = row
+                if found.keys() >= wanted:
+                    process.kill()
+                    return found
+    sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}, without {wanted - found.keys()}")
+
+
+def ours(program, names, *words):
     """The rows of one of our benches, by name."""
-    said = subprocess.run([program, "--json", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {row["name"]: row for row in map(json.loads, said.splitlines())}
+    return rows([program, "--json", *words], set(names), lambda row: row["name"])
 
 
 def tcmalloc():
@@ -134,33 +148,32 @@ def torch_environment(allocator):
     return environment
 
 
-def theirs(arguments, part, allocator):
-    """The milliseconds of PyTorch's rows, by name and shape."""
-    path = arguments.results / f"torch-{part}-{'tcmalloc' if allocator else 'default'}.json"
-    command = [arguments.python, str(arguments.torch), part, "--json", str(path)]
-    subprocess.run(command, check=True, stdout=sys.stderr, env=torch_environment(allocator))
-    return {(row["name"], row["shape"]): row["ms"] for row in json.loads(path.read_text())}
+def theirs(arguments, part, keys, allocator):
+    """PyTorch's rows, by name and shape."""
+    command = [arguments.python, "-u", str(arguments.torch), part]
+    return rows(command, set(keys), lambda row: (row["name"], row["shape"]), torch_environment(allocator))
 
 
 def compare(arguments, part, pairs):
     program = bench(part)
+    names, keys = [pair[0] for pair in pairs], [pair[1:] for pair in pairs]
+    words = arguments.kinds if part == "steps" and len(arguments.kinds) == 1 else []
     say(f"{part}: ours")
-    runs = [ours(program)]
+    runs = [ours(program, names, *words)]
     say(f"{part}: PyTorch")
-    torch = [theirs(arguments, part, None)]
+    torch = [theirs(arguments, part, keys, None)]
     if tcmalloc():
         say(f"{part}: PyTorch with tcmalloc")
-        torch.append(theirs(arguments, part, tcmalloc()))
+        torch.append(theirs(arguments, part, keys, tcmalloc()))
     else:
         say("warning: libtcmalloc_minimal.so.4 is not installed: PyTorch runs with its default allocator alone")
     say(f"{part}: ours again")
-    runs.append(ours(program))
-    (arguments.results / f"ours-{part}.json").write_text(json.dumps(runs, indent=1))
+    runs.append(ours(program, names, *words))
     print(f"| {part} | ours, ms | PyTorch, ms | with tcmalloc, ms | limit, ms | ratio | share of the limit |")
     print("|---|---|---|---|---|---|---|")
     for name, torch_name, shape in pairs:
         times = [run[name]["ms"] for run in runs]
-        of_torch = [rows[torch_name, shape] for rows in torch]
+        of_torch = [rows[torch_name, shape]["ms"] for rows in torch]
         ratios = sorted(min(of_torch) / ms for ms in times)
         share = max(run[name]["share"] for run in runs)
         limit = min(run[name]["ms"] * run[name]["share"] for run in runs)
@@ -186,10 +199,10 @@ def compare_memory(arguments):
     program = bench("steps")
     print("| memory of a step, BERT-base, 32 x 128 | plan, GB | ours at most, GB | PyTorch at most, GB | with tcmalloc, GB | ratio |")
     print("|---|---|---|---|---|---|")
-    for kind in ["f32", "bf16"]:
+    for kind in arguments.kinds:
         say(f"memory: {kind}")
         name = f"training step, base, 32 x 128, {kind}"
-        row = ours(program, name)[name]
+        row = ours(program, [name], name)[name]
         torch = [torch_memory(arguments, kind, allocator) for allocator in [None, tcmalloc()] if allocator or allocator is None]
         cells = [kind, *(f"{b / 1e9:.2f}" for b in [row["plan_bytes"], row["peak_bytes"], *torch])]
         cells += ["-"] * (2 - len(torch)) + [f"{row['peak_bytes'] / min(torch):.2f}"]

@@ -6,6 +6,7 @@ mod cases;
 #[path = "common/steps.rs"]
 mod steps;
 
+use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::nn::HiddenAct;
@@ -49,4 +50,26 @@ fn pretraining_agrees() {
     let fixture = PretrainingFixture::new(HiddenAct::Gelu, 2, 1);
     for_every_kind(|backend| fixture.assert_operations_agree(backend));
     for_every_kind(|backend| fixture.assert_steps_agree(backend));
+}
+
+/// On batches large enough that every kernel divides its work.
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    for task in 0..TASKS {
+        let fixture = Fixture::new(HiddenAct::Gelu, 2, task, 1);
+        for &isa in Isa::available() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let bits = |threads: usize| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let (losses, parameters) = pool.install(|| {
+                        let mut backend = CpuBackend::with_isa(isa).with_precision(precision);
+                        fixture.train(&mut backend, Rule::Adamax, &[&fixture.batch; 3])
+                    });
+                    losses.iter().chain(&parameters).map(|value| value.to_bits()).collect::<Vec<_>>()
+                };
+                let one = bits(1);
+                assert!(one == bits(2) && one == bits(5), "{isa:?}, {precision:?}, task {task}");
+            }
+        }
+    }
 }
