@@ -93,7 +93,7 @@ impl DeviceArgs {
 }
 
 /// What `--precision auto` takes on this CPU: bf16 where products of it are faster than those of f32.
-pub(super) fn automatic_precision() -> Precision {
+fn automatic_precision() -> Precision {
     if Isa::detect() == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 }
 }
 

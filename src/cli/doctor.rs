@@ -10,6 +10,7 @@ use std::path::Path;
 use clap::Args;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cpu::isa::Isa;
+use mtdnn_raw::tensor::Precision;
 use serde_json::json;
 
 use super::{Exit, cache_directory, device, format, known_answer};
@@ -179,9 +180,14 @@ fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 fn engine() -> Finding {
-    match known_answer::check(&mut CpuBackend::new()) {
-        Ok(error) => fine("engine", format!("a training step gives the known answer to within {error:.0e}")),
-        Err(error) => Finding {
+    let errors = [Precision::F32, Precision::Bf16]
+        .map(|precision| known_answer::check(&mut CpuBackend::new().with_precision(precision)));
+    match errors {
+        [Ok(wide), Ok(narrow)] => fine(
+            "engine",
+            format!("a training step gives the known answer to within {wide:.0e}, in bf16 {narrow:.0e}"),
+        ),
+        [Err(error), _] | [_, Err(error)] => Finding {
             name: "engine",
             value: format!("a training step gives a wrong answer: {error:#}"),
             remedy: Some("try MTDNN_ISA=avx2 or MTDNN_ISA=portable, and report it with this output".into()),
