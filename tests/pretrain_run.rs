@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use mtdnn_raw::backend::cpu::CpuBackend;
@@ -74,6 +74,8 @@ struct Watcher {
     /// How much has happened, and what is the last that does.
     events: usize,
     die_at: Option<usize>,
+    /// A directory that someone else makes where the first save of it is to come, and removes when the run complains.
+    in_the_way: Option<PathBuf>,
 }
 
 impl Monitor for Watcher {
@@ -90,6 +92,18 @@ impl Monitor for Watcher {
         self.events += 1;
         if self.die_at == Some(self.events) {
             resume_unwind(Box::new("died"));
+        }
+        if let Some(path) = &self.in_the_way {
+            match event {
+                Event::Saving { path: saved } if saved == path && !path.exists() => {
+                    fs::create_dir(path).unwrap();
+                }
+                Event::Warning(text) if text.contains("NOT SAVED") => {
+                    fs::remove_dir(path).unwrap();
+                    self.in_the_way = None;
+                }
+                _ => {}
+            }
         }
         match event {
             Event::Note(text) | Event::Warning(text) => self.said.push(text.to_string()),
@@ -242,6 +256,22 @@ fn a_run_that_dies_anywhere_ends_in_the_same_bytes() {
         assert!(second.has_said("going on after update") != second.has_said("begins at the beginning"));
     }
     assert!(went_on > whole.events / 2, "{went_on} of {} went on from a checkpoint", whole.events);
+}
+
+/// The writer's failures come back to the run, and do not change what it does.
+#[test]
+fn a_save_that_fails_is_said_and_a_later_one_makes_up_for_it() {
+    let place = Place::new();
+    go(&place.run("undisturbed"), false, &mut Watcher::default()).unwrap();
+    let expected = left_by(&place.run("undisturbed"));
+    for name in ["state", "last"] {
+        let run = place.run(&format!("disturbed-{name}"));
+        let in_the_way = Some(run.pretrain.output.join(name));
+        let mut watcher = Watcher { in_the_way, ..Watcher::default() };
+        assert_eq!(go(&run, false, &mut watcher).unwrap().ending, Some(Ending::Complete));
+        assert!(watcher.has_said("NOT SAVED: will not replace"), "{name}: {:?}", watcher.said);
+        assert_same(&left_by(&run), &expected, name);
+    }
 }
 
 #[test]

@@ -6,13 +6,14 @@ mod runs;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::data::{Label, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, Model};
 use mtdnn_raw::tensor::Space;
-use mtdnn_raw::train::checkpoint::{self, State};
+use mtdnn_raw::train::checkpoint::{self, Snapshot, State};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, TrainConfig};
 use mtdnn_raw::train::error::TrainError;
 use mtdnn_raw::train::evaluate::Evaluation;
@@ -126,7 +127,9 @@ impl Observer for Recorder {
             let state =
                 State { progress, log_offset: 0, data: Vec::new(), evaluations: Vec::new(), seconds: 0.0 };
             let len = trainer.model().parameters().len();
-            checkpoint::save_state(run, state.progress.updates, &state, len, trainer.backend())?;
+            let parameters = Arc::new(checkpoint::read(Space::Parameters, len, trainer.backend())?);
+            let updates = state.progress.updates;
+            Snapshot::take(updates, &state, parameters, trainer.backend())?.save(run)?;
         }
         Ok(())
     }

@@ -265,10 +265,11 @@ fn widen(dtype: Dtype, halves: &[u16], values: &mut [f32]) {
     });
 }
 
-fn first_not_finite(values: &[f32]) -> Option<usize> {
+/// Where the first number is that is NaN or infinite.
+pub(crate) fn first_not_finite(values: &[f32]) -> Option<usize> {
     // Without an early way out the test of a piece is vectorised.
     let finite = |piece: &[f32]| piece.iter().fold(true, |finite, value| finite & value.is_finite());
-    let piece = values.chunks(PIECE).position(|piece| !finite(piece))?;
+    let piece = values.par_chunks(PIECE).position_first(|piece| !finite(piece))?;
     values[piece * PIECE..].iter().position(|value| !value.is_finite()).map(|at| piece * PIECE + at)
 }
 

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
+use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ pub struct State {
     pub seconds: f64,
 }
 
+/// Numbers of a buffer that one thread takes.
+const PIECE: usize = 1 << 20;
 const PROGRESS: &str = "progress.json";
 const TENSORS: &str = "state.safetensors";
 const SPACES: [(Space, &str); 3] = [
@@ -40,30 +44,54 @@ const SPACES: [(Space, &str); 3] = [
     (Space::SecondMoment, "second_moment"),
 ];
 
-/// Saves parameters, moments and `state` as `state/` of the run directory, as it is after so many `updates`.
-pub fn save_state(
-    run: &Path,
+/// What `state/` is made of, copied out of the backend: training can go on while it is written.
+#[derive(Debug)]
+pub struct Snapshot {
     updates: u64,
-    state: &impl Serialize,
-    parameters: usize,
-    backend: &mut dyn Backend,
-) -> anyhow::Result<()> {
-    let buffers: Vec<Vec<f32>> = SPACES
-        .iter()
-        .map(|&(space, _)| read_buffer(backend, space, parameters))
-        .collect::<anyhow::Result<_>>()?;
-    let bytes = parameters as u64 * 12 + (1 << 16);
-    store::save(run, store::STATE, updates, bytes, |directory| {
-        let text = serde_json::to_string_pretty(state)?;
-        fs::write(directory.join(PROGRESS), text + "\n")?;
-        let tensors: Vec<_> = SPACES
-            .iter()
-            .zip(&buffers)
-            .map(|(&(_, name), buffer)| (name.to_string(), vec![parameters], buffer.as_slice()))
-            .collect();
-        Ok(weights::save(&directory.join(TENSORS), &tensors, &[])?)
-    })?;
-    Ok(())
+    /// What [`PROGRESS`] will say.
+    progress: String,
+    /// The buffers of [`SPACES`].
+    buffers: [Arc<Vec<f32>>; 3],
+}
+
+impl Snapshot {
+    /// Copies the moments beside the copy of the `parameters` as they are after so many `updates`.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the backend, or a number that is not finite.
+    pub fn take(
+        updates: u64,
+        state: &impl Serialize,
+        parameters: Arc<Vec<f32>>,
+        backend: &mut dyn Backend,
+    ) -> anyhow::Result<Self> {
+        let progress = serde_json::to_string_pretty(state)? + "\n";
+        let len = parameters.len();
+        let mut moment = |space| Ok::<_, anyhow::Error>(Arc::new(read(space, len, backend)?));
+        let buffers = [parameters, moment(Space::FirstMoment)?, moment(Space::SecondMoment)?];
+        Ok(Self { updates, progress, buffers })
+    }
+
+    /// Saves it as `state/` of the run directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`store::save`].
+    pub fn save(&self, run: &Path) -> anyhow::Result<()> {
+        let parameters = self.buffers[0].len();
+        let bytes = parameters as u64 * 12 + (1 << 16);
+        store::save(run, store::STATE, self.updates, bytes, |directory| {
+            fs::write(directory.join(PROGRESS), &self.progress)?;
+            let tensors: Vec<_> = SPACES
+                .iter()
+                .zip(&self.buffers)
+                .map(|(&(_, name), buffer)| (name.to_string(), vec![parameters], buffer.as_slice()))
+                .collect();
+            Ok(weights::save(&directory.join(TENSORS), &tensors, &[])?)
+        })?;
+        Ok(())
+    }
 }
 
 /// Reads a state directory back into the backend.
@@ -89,30 +117,36 @@ pub fn load_state<State: DeserializeOwned>(
     Ok(state)
 }
 
-/// Saves the parameters as the model directory `name` of the run directory; `write` puts its files into a directory.
+/// Saves the model directory `name` of the run directory; `write` puts its files into a directory.
 pub fn save_model(
     run: &Path,
     name: &str,
     updates: u64,
     parameters: &ParameterTable,
     tokenizer: &Tokenizer,
-    backend: &mut dyn Backend,
-    write: impl FnOnce(&Path, &[f32]) -> Result<(), DirectoryError>,
+    write: impl FnOnce(&Path) -> Result<(), DirectoryError>,
 ) -> anyhow::Result<()> {
-    let values = read_buffer(backend, Space::Parameters, parameters.len())?;
     let bytes = directory::bytes_of(parameters, tokenizer);
-    store::save(run, name, updates, bytes, |path| Ok(write(path, &values)?))?;
+    store::save(run, name, updates, bytes, |path| Ok(write(path)?))?;
     Ok(())
 }
 
-fn read_buffer(backend: &mut dyn Backend, space: Space, len: usize) -> anyhow::Result<Vec<f32>> {
+/// Copies a buffer of so many numbers out of the backend.
+///
+/// # Errors
+///
+/// A failure of the backend, or a number that is not finite: a checkpoint that cannot be gone on from must not replace
+/// one that can.
+pub fn read(space: Space, len: usize, backend: &mut dyn Backend) -> anyhow::Result<Vec<f32>> {
     let mut values = vec![0.0f32; len];
+    // That the system finds memory for it takes longer than the copying, and less on several threads.
+    values.par_chunks_mut(PIECE).for_each(|piece| piece.fill(0.0));
     backend.read(Span { space, offset: 0, len }, bytemuck::cast_slice_mut(&mut values))?;
-    // A checkpoint that cannot be gone on from must not replace one that can.
-    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-        anyhow::bail!(
-            "a number of the {space:?} is {value}: training has diverged. Try a lower learning rate"
-        );
+    match weights::first_not_finite(&values) {
+        None => Ok(values),
+        Some(element) => anyhow::bail!(
+            "a number of the {space:?} is {}: training has diverged. Try a lower learning rate",
+            values[element]
+        ),
     }
-    Ok(values)
 }

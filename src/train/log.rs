@@ -3,18 +3,19 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use thiserror::Error;
 
 /// A file that only grows, by whole lines.
 ///
-/// Every line is handed to the system at once: a killed process loses none. [`Log::sync`] makes them durable,
+/// Every line is handed to the system at once: a killed process loses none. [`Log::syncing`] makes them durable,
 /// and belongs before each checkpoint, whose offset must not lie beyond what a power failure leaves of the
 /// file.
 #[derive(Debug)]
 pub struct Log {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     offset: u64,
 }
@@ -38,7 +39,7 @@ impl Log {
     /// A file of that name is there already, or cannot be made.
     pub fn create(path: &Path) -> Result<Log, LogError> {
         let file = File::create_new(path).map_err(could_not("create", path))?;
-        Ok(Log { file, path: path.to_owned(), offset: 0 })
+        Ok(Log { file: Arc::new(file), path: path.to_owned(), offset: 0 })
     }
 
     /// Goes on with a log from the offset that a checkpoint recorded: what was written after it is cut off,
@@ -79,7 +80,7 @@ impl Log {
                 path.display()
             ));
         }
-        Ok((Log { file, path: path.to_owned(), offset: end }, said))
+        Ok((Log { file: Arc::new(file), path: path.to_owned(), offset: end }, said))
     }
 
     /// Appends `record` as one line. Numbers that are not finite become `null`: JSON has none.
@@ -105,13 +106,12 @@ impl Log {
         self.offset
     }
 
-    /// Makes every line so far durable.
+    /// Makes every line so far durable when it is called, on whichever thread; lines can be appended meanwhile.
     ///
-    /// # Errors
-    ///
-    /// The system cannot say that they are.
-    pub fn sync(&self) -> Result<(), LogError> {
-        self.file.sync_all().map_err(self.could_not("sync"))
+    /// Its error: the system cannot say that they are.
+    pub fn syncing(&self) -> impl FnOnce() -> Result<(), LogError> + Send + use<> {
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        move || file.sync_all().map_err(could_not("sync", &path))
     }
 
     fn could_not(&self, action: &'static str) -> impl FnOnce(io::Error) -> LogError {
@@ -161,7 +161,7 @@ mod tests {
         let path = directory.path().join("metrics.jsonl");
         let mut log = Log::create(&path).unwrap();
         log.append(&json!({"step": 1, "loss": 0.5})).unwrap();
-        log.sync().unwrap();
+        log.syncing()().unwrap();
         let offset = log.offset();
         assert_eq!(offset, fs::metadata(&path).unwrap().len());
         log.append(&json!({"step": 2, "loss": f64::NAN})).unwrap();

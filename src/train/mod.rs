@@ -17,7 +17,7 @@
 //! | [`masked`] | the figures of masked words, whose logits are not kept |
 //! | [`baseline`] | the figures that a model has to beat |
 //! | [`probe`] | linear models on frozen vectors |
-//! | [`checkpoint`], [`store`] | what is saved, and how a directory is saved whole or not at all |
+//! | [`checkpoint`], [`store`], `writer` | what is saved, how a directory is saved whole or not at all, and the thread that does it |
 //! | [`log`], [`lock`], [`signals`] | the run's record, its owner, and its end by request |
 
 pub mod baseline;
@@ -50,3 +50,4 @@ pub mod spans;
 pub mod store;
 pub mod teachers;
 pub mod trainer;
+mod writer;

@@ -8,6 +8,7 @@ mod compare;
 mod recorder;
 
 use std::path::Path;
+use std::thread;
 use std::time::SystemTime;
 
 use anyhow::bail;
@@ -129,22 +130,29 @@ pub fn run(
     }
     let (offset, best, seconds) =
         saved.map_or((0, Vec::new(), 0.0), |state| (state.log_offset, state.evaluations, state.seconds));
-    let mut recorder = Recorder {
-        keeper: Keeper::new(run, resume, offset, seconds, monitor)?,
-        tokenizer: &tokenizer,
-        max_length: config.train.max_length,
-        tasks: &tasks,
-        fingerprints,
-        best,
-    };
-    let ending = trainer.run(&mut recorder)?;
-    recorder.keeper.finish()?;
+    let (ending, best, seconds) = thread::scope(|scope| {
+        let mut recorder = Recorder {
+            keeper: Keeper::new(run, resume, offset, seconds, scope, monitor)?,
+            model: &model,
+            tokenizer: &tokenizer,
+            max_length: config.train.max_length,
+            tasks: &tasks,
+            fingerprints,
+            best,
+        };
+        let ending = trainer.run(&mut recorder);
+        // What was saved before a failure is waited for as well.
+        let kept = recorder.keeper.finish();
+        let ending = ending?;
+        kept?;
+        anyhow::Ok((ending, recorder.best, recorder.keeper.seconds()))
+    })?;
     let baseline_of = |evaluation: &Evaluation| {
         let sets = &data[evaluation.task];
         let set = sets.dev.iter().find(|(name, _)| *name == evaluation.split);
         set.map_or(Vec::new(), |(_, set)| baseline(&tasks[evaluation.task], &sets.train, set))
     };
-    let results = recorder.best.iter().map(|evaluation| TaskResult {
+    let results = best.iter().map(|evaluation| TaskResult {
         task: tasks[evaluation.task].name.clone(),
         evaluation: evaluation.clone(),
         baseline: baseline_of(evaluation),
@@ -154,7 +162,7 @@ pub fn run(
         ending: Some(ending),
         examples: examples.collect(),
         results: results.collect(),
-        seconds: recorder.keeper.seconds(),
+        seconds,
         progress: trainer.progress().clone(),
     })
 }

@@ -5,6 +5,7 @@
 //! `lock`.
 
 use std::path::Path;
+use std::thread;
 use std::time::SystemTime;
 
 use anyhow::bail;
@@ -124,12 +125,17 @@ pub fn run(
     }
     let (offset, seconds, evaluation) =
         saved.map_or((0, 0.0, None), |state| (state.log_offset, state.seconds, state.evaluation));
-    let keeper = Keeper::new(output, resume, offset, seconds, monitor)?;
-    let mut recorder = Recorder { keeper, tokenizer: &tokenizer, text, evaluation };
-    let ending = trainer.run(&mut recorder)?;
-    recorder.keeper.finish()?;
-    let Recorder { keeper, evaluation, .. } = recorder;
-    Ok(Outcome { ending: Some(ending), evaluation, seconds: keeper.seconds(), progress: *trainer.progress() })
+    thread::scope(|scope| {
+        let keeper = Keeper::new(output, resume, offset, seconds, scope, monitor)?;
+        let mut recorder = Recorder { keeper, model: &model, tokenizer: &tokenizer, text, evaluation };
+        let ending = trainer.run(&mut recorder);
+        // What was saved before a failure is waited for as well.
+        let kept = recorder.keeper.finish();
+        let ending = Some(ending?);
+        kept?;
+        let Recorder { keeper, evaluation, .. } = recorder;
+        Ok(Outcome { ending, evaluation, seconds: keeper.seconds(), progress: *trainer.progress() })
+    })
 }
 
 impl Outcome {
@@ -183,6 +189,7 @@ fn load(
 /// Writes down and saves what the trainer does.
 struct Recorder<'a> {
     keeper: Keeper<'a>,
+    model: &'a PretrainingModel,
     tokenizer: &'a Tokenizer,
     text: Vec<String>,
     evaluation: Option<Evaluation>,
@@ -248,24 +255,20 @@ impl Observer for Recorder<'_> {
     }
 
     fn checkpoint(&mut self, trainer: &mut PretrainTrainer<'_>) -> anyhow::Result<()> {
+        let Self { model, tokenizer, .. } = *self;
+        let (updates, table) = (trainer.progress().updates, model.parameters());
         let state = State {
             progress: *trainer.progress(),
-            log_offset: self.keeper.sync_log(),
+            log_offset: self.keeper.sync_log(updates),
             text: self.text.clone(),
-            vocabulary: self.tokenizer.hash(),
+            vocabulary: tokenizer.hash(),
             evaluation: self.evaluation,
             seconds: self.keeper.seconds(),
         };
-        let (updates, model) = (state.progress.updates, trainer.model());
-        let table = model.parameters();
-        self.keeper
-            .save(STATE, |run| checkpoint::save_state(run, updates, &state, table.len(), trainer.backend()));
-        let tokenizer = self.tokenizer;
-        self.keeper.save(LAST, |run| {
-            let write =
-                |path: &Path, values: &[f32]| directory::save_pretraining(path, model, tokenizer, values);
-            checkpoint::save_model(run, LAST, updates, table, tokenizer, trainer.backend(), write)
-        });
+        self.keeper.save_state(updates, &state, table.len(), trainer.backend());
+        let write =
+            move |path: &Path, values: &[f32]| directory::save_pretraining(path, model, tokenizer, values);
+        self.keeper.save_model(LAST, updates, table, tokenizer, trainer.backend(), write);
         Ok(())
     }
 

@@ -6,17 +6,18 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::data::{Dataset, TaskSpec, Tokenizer};
-use crate::nn::directory;
-use crate::train::checkpoint::{self, State};
+use crate::nn::{Model, directory};
+use crate::train::checkpoint::State;
 use crate::train::evaluate::Evaluation;
 use crate::train::keeper::Keeper;
 use crate::train::monitor::Event;
-use crate::train::store::{BEST, LAST, STATE};
+use crate::train::store::{BEST, LAST};
 use crate::train::trainer::{Observer, Progress, StepReport, Trainer};
 
 /// Writes down and saves what the trainer does.
 pub(super) struct Recorder<'a> {
     pub(super) keeper: Keeper<'a>,
+    pub(super) model: &'a Model,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) max_length: usize,
     pub(super) tasks: &'a [TaskSpec],
@@ -56,21 +57,11 @@ struct EvaluationLine<'a> {
 
 impl Recorder<'_> {
     fn save_model(&mut self, name: &'static str, trainer: &mut Trainer<'_>) {
-        let (updates, model) = (trainer.progress().updates, trainer.model());
-        let (tokenizer, max_length) = (self.tokenizer, self.max_length);
-        self.keeper.save(name, |run| {
-            let write =
-                |path: &Path, values: &[f32]| directory::save(path, model, tokenizer, max_length, values);
-            checkpoint::save_model(
-                run,
-                name,
-                updates,
-                model.parameters(),
-                tokenizer,
-                trainer.backend(),
-                write,
-            )
-        });
+        let Self { model, tokenizer, max_length, .. } = *self;
+        let updates = trainer.progress().updates;
+        let write =
+            move |path: &Path, values: &[f32]| directory::save(path, model, tokenizer, max_length, values);
+        self.keeper.save_model(name, updates, model.parameters(), tokenizer, trainer.backend(), write);
     }
 }
 
@@ -135,16 +126,16 @@ impl Observer for Recorder<'_> {
     }
 
     fn checkpoint(&mut self, trainer: &mut Trainer<'_>) -> anyhow::Result<()> {
+        let updates = trainer.progress().updates;
         let state = State {
             progress: trainer.progress().clone(),
-            log_offset: self.keeper.sync_log(),
+            log_offset: self.keeper.sync_log(updates),
             data: self.fingerprints.clone(),
             evaluations: self.best.clone(),
             seconds: self.keeper.seconds(),
         };
-        let (updates, parameters) = (state.progress.updates, trainer.model().parameters().len());
-        self.keeper
-            .save(STATE, |run| checkpoint::save_state(run, updates, &state, parameters, trainer.backend()));
+        let parameters = self.model.parameters().len();
+        self.keeper.save_state(updates, &state, parameters, trainer.backend());
         self.save_model(LAST, trainer);
         Ok(())
     }
