@@ -434,14 +434,14 @@ mod tests {
                 let before = if add { 1.0 } else { 0.0 };
                 let (mut d_x, mut d_residual) = (vec![], vec![]);
                 let (mut d_gamma, mut d_beta) = (vec![before; cols], vec![before; cols]);
-                for row in 0..case.rows() {
+                for (row, inverse_std) in inverse_std.iter().enumerate() {
                     let part = row * cols..(row + 1) * cols;
                     let (d_y, n) = (doubles(&case.d_y[part.clone()]), doubles(&normalized[part]));
                     let mean = (0..cols).map(|c| d_y[c] * gamma[c]).sum::<f64>() / cols as f64;
                     let slope = (0..cols).map(|c| d_y[c] * gamma[c] * n[c]).sum::<f64>() / cols as f64;
                     let keep = case.keep(row);
                     for c in 0..cols {
-                        let d_s = f64::from(inverse_std[row]) * (d_y[c] * gamma[c] - mean - n[c] * slope);
+                        let d_s = f64::from(*inverse_std) * (d_y[c] * gamma[c] - mean - n[c] * slope);
                         d_x.push(d_s * keep[c]);
                         d_residual.push(if case.residual.is_some() { before + d_s } else { 1.0 });
                         d_gamma[c] += d_y[c] * n[c];
