@@ -24,14 +24,13 @@ pub(super) const NARROW: Kernel = Kernel {
 unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32, tile: &mut [f32; TILE]) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     for p in 0..depth {
-        // SAFETY: the caller's panels hold `depth` steps; any 64 bytes are 32 numbers of bf16.
+        // SAFETY: the caller's panels hold `depth` steps.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(p * AHEAD).cast());
             let (a, b) = (a.add(p * ROWS), b.add(p * COLUMNS));
-            let b: [__m512bh; 2] =
-                [std::mem::transmute(_mm512_loadu_ps(b)), std::mem::transmute(_mm512_loadu_ps(b.add(16)))];
+            let b = [as_pairs(_mm512_loadu_ps(b)), as_pairs(_mm512_loadu_ps(b.add(16)))];
             for (i, sums) in sums.iter_mut().enumerate() {
-                let a: __m512bh = std::mem::transmute(_mm512_set1_ps(*a.add(i)));
+                let a = as_pairs(_mm512_set1_ps(*a.add(i)));
                 sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
                 sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
             }
@@ -46,6 +45,14 @@ unsafe fn multiply(depth: usize, a: *const f32, b: *const f32, ahead: *const f32
             _mm512_storeu_ps(row.add(16), sums[1]);
         }
     }
+}
+
+/// Words as pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn as_pairs(words: __m512) -> __m512bh {
+    // SAFETY: any 64 bytes are 32 numbers of bf16.
+    unsafe { std::mem::transmute::<__m512, __m512bh>(words) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
