@@ -138,8 +138,8 @@ fn narrow_multiply_adder() -> Option<(usize, fn(usize))> {
 fn multiply_add_avx512_bf16(rounds: usize) {
     let mut sums = black_box(START).map(|start| _mm512_set1_ps(start));
     // SAFETY: any 64 bytes are 32 numbers of bf16.
-    let factors: [__m512bh; 2] =
-        black_box([FACTOR, ADDEND]).map(|x| unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(x)) });
+    let factors: [__m512bh; 2] = black_box([FACTOR, ADDEND])
+        .map(|x| unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(x)) });
     for _ in 0..rounds {
         for sum in &mut sums {
             *sum = _mm512_dpbf16_ps(*sum, factors[0], factors[1]);
