@@ -207,6 +207,40 @@ fn without_arguments_the_sample_tasks_are_trained() {
 }
 
 /// The fastest instructions against the plainest, operation by operation; nothing is trained.
+/// In bf16 the plan is smaller, figures are near those of f32, and no bits depend on the number of threads.
+#[test]
+fn the_cpu_trains_in_bf16() {
+    let place = Place::new();
+    let losses = |name: &str, rest: &[&str]| {
+        let run = [
+            "train",
+            "run.toml",
+            "--device",
+            "cpu",
+            "--eval",
+            "never",
+            "--max-steps",
+            "12",
+            "--output",
+            name,
+        ];
+        let ended = place.ok(&[&run[..], rest].concat());
+        let lines = json_lines(place.path(name).join("metrics.jsonl"));
+        let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
+        assert_eq!(losses.len(), 12);
+        (losses, ended.stderr)
+    };
+    let (exact, wide) = losses("wide", &["--precision", "f32"]);
+    let (narrow, said) = losses("narrow", &["--precision", "bf16", "--threads", "2"]);
+    let (again, _) = losses("again", &["--precision", "bf16", "--threads", "1"]);
+    assert!(said.contains("device: cpu, bf16") && !wide.contains("bf16"), "{said}\n{wide}");
+    assert_eq!(narrow, again);
+    assert_ne!(narrow, exact);
+    for (narrow, exact) in narrow.iter().zip(&exact) {
+        assert!((narrow - exact).abs() < 0.02 * exact.abs().max(1.0), "{narrow} instead of {exact}");
+    }
+}
+
 #[test]
 fn a_check_compares_and_leaves_nothing() {
     let place = Place::new();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Lines of `src`, tests within it included. Raised knowingly: a better program is not a longer one.
-const LINES_OF_SRC: usize = 53_000;
+const LINES_OF_SRC: usize = 56_000;
 /// Lines of one file: one idea.
 const LINES_OF_A_FILE: usize = 600;
 /// Files that may be longer, and why.
