@@ -316,11 +316,11 @@ fn masked_words_are_those_of_transformers() {
     let place = Place::new();
     let model = reference();
     let text = "The [MASK] sat on the [MASK].";
-    let ended = place.ok(&["fill", "--model", &model, text]);
+    let ended = place.ok(&["fill", "--model", &model, "--precision", "f32", text]);
     let expected = "sat 0.5448\tyou 0.0857\tsome 0.0836\twhy 0.0521\tis 0.0473\n\
                     ##ing 0.2820\tis 0.2571\trun 0.0675\tsat 0.0582\tit 0.0538\n";
     assert_eq!(ended.stdout, expected);
-    let ended = place.ok(&["fill", "--model", &model, "--top", "2", "--json", text]);
+    let ended = place.ok(&["fill", "--model", &model, "--precision", "f32", "--top", "2", "--json", text]);
     let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
     let first = &answer["masks"][0];
     assert_eq!((answer["text"].as_str(), answer["masks"].as_array().unwrap().len()), (Some(text), 2));
