@@ -53,7 +53,7 @@ use crate::tensor::{Op, Precision, Program, Space, Span};
 use isa::Isa;
 use philox::Stream;
 use run::Values;
-use scratch::Workspace;
+use scratch::{Workspace, Zeroed};
 use shared::SharedMut;
 use widened::{Copies, Widened};
 
@@ -65,11 +65,11 @@ pub struct CpuBackend {
     /// What each program that has run needs beside its values, by the program's number.
     prepared: HashMap<u64, Prepared>,
     widened: Vec<f32>,
-    arena: Vec<f32>,
-    parameters: Vec<f32>,
-    gradients: Vec<f32>,
-    first_moment: Vec<f32>,
-    second_moment: Vec<f32>,
+    arena: Zeroed,
+    parameters: Zeroed,
+    gradients: Zeroed,
+    first_moment: Zeroed,
+    second_moment: Zeroed,
     numbers: [f32; KEPT],
     tickets: u64,
 }
@@ -106,11 +106,11 @@ impl CpuBackend {
             workspace: Workspace::new(rayon::current_num_threads()),
             prepared: HashMap::new(),
             widened: Vec::new(),
-            arena: Vec::new(),
-            parameters: Vec::new(),
-            gradients: Vec::new(),
-            first_moment: Vec::new(),
-            second_moment: Vec::new(),
+            arena: Zeroed::default(),
+            parameters: Zeroed::default(),
+            gradients: Zeroed::default(),
+            first_moment: Zeroed::default(),
+            second_moment: Zeroed::default(),
             numbers: [0.0; KEPT],
             tickets: 0,
         }
@@ -163,7 +163,7 @@ impl CpuBackend {
         ticket
     }
 
-    fn buffer(&mut self, space: Space) -> &mut Vec<f32> {
+    fn buffer(&mut self, space: Space) -> &mut Zeroed {
         match space {
             Space::Arena => &mut self.arena,
             Space::Parameters => &mut self.parameters,
@@ -202,7 +202,7 @@ impl Backend for CpuBackend {
         ] {
             let buffer = self.buffer(space);
             if buffer.len() != len {
-                *buffer = zeros(len).ok_or(BackendError::OutOfMemory { bytes, available: None })?;
+                *buffer = Zeroed::new(len).ok_or(BackendError::OutOfMemory { bytes, available: None })?;
             }
         }
         Ok(())
@@ -275,13 +275,4 @@ impl Backend for CpuBackend {
     fn steps_ahead(&self) -> usize {
         0
     }
-}
-
-/// Zeroed memory that takes no page before it is touched; `None` where there is none to be had.
-fn zeros(len: usize) -> Option<Vec<f32>> {
-    // `vec!` ends the process where memory runs out; asking first makes it an error.
-    let mut probe: Vec<f32> = Vec::new();
-    probe.try_reserve_exact(len).ok()?;
-    drop(probe);
-    Some(vec![0.0; len])
 }

@@ -1,5 +1,6 @@
 //! Memory that kernels work in, allocated once and kept: after a warm-up a step allocates nothing.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 /// One buffer a thread, for what a task needs while it runs.
@@ -69,6 +70,41 @@ impl Workspace {
     }
 }
 
+/// Zeroed floats from a 64-byte boundary on, so that a row of a product's tile is one cache line and not parts of two.
+#[derive(Default)]
+pub(super) struct Zeroed {
+    floats: Vec<f32>,
+    start: usize,
+}
+
+impl Zeroed {
+    /// So many, which take no page before they are touched; `None` where there is no memory to be had.
+    pub(super) fn new(len: usize) -> Option<Self> {
+        // `vec!` ends the process where memory runs out; asking first makes it an error.
+        let mut probe: Vec<f32> = Vec::new();
+        probe.try_reserve_exact(len + LINE).ok()?;
+        drop(probe);
+        let mut floats = vec![0.0; len + LINE];
+        let start = floats.as_ptr().align_offset(LINE * size_of::<f32>());
+        floats.truncate(start + len);
+        Some(Self { floats, start })
+    }
+}
+
+impl Deref for Zeroed {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.floats[self.start..]
+    }
+}
+
+impl DerefMut for Zeroed {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.floats[self.start..]
+    }
+}
+
 /// A vector that grows and is lent from a 64-byte boundary on.
 #[derive(Default)]
 struct Buffer(Vec<f32>);
@@ -105,6 +141,16 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let others = pool.broadcast(|_| scratch.with(100, |buffer| buffer.as_ptr() as usize));
         assert!(others[0] != others[1] && !others.contains(&address));
+    }
+
+    #[test]
+    fn zeroed_floats_begin_at_a_cache_line() {
+        for len in [0, 1, 100, 1 << 20] {
+            let zeroed = Zeroed::new(len).unwrap();
+            assert_eq!((zeroed.as_ptr() as usize % 64, zeroed.len()), (0, len));
+            assert!(zeroed.iter().all(|float| *float == 0.0));
+        }
+        assert!(Zeroed::new(usize::MAX / 8).is_none());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::super::elements::{Elements, ElementsMut, narrowed, widened};
 use super::super::math;
 use super::super::shared::{SharedElements, SharedMut};
 use super::kernel::TILE;
+use super::pack::{prefetch, prefetch_to_write};
 
 /// C and what is written there.
 pub(super) struct Target<'a> {
@@ -70,20 +71,17 @@ pub(super) type Write = unsafe fn(
 );
 
 impl Target<'_> {
-    /// Asks for a tile of C ahead of its use, if it is going to be read.
+    /// Asks ahead of their use for a tile of C and for what else is read where it is written: a store to a line that is
+    /// not there waits as a load does. With these, and with buffers that begin at cache lines, writing went from 10 - 12 %
+    /// of a MiniLM step's time to 6 % (Zen 3).
     #[inline(always)]
     pub(super) fn prefetch(&self, rows: &Range<usize>, column: usize, stage: Stage) {
-        #[cfg(target_arch = "x86_64")]
-        if self.add || !stage.first {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            for row in rows.clone() {
-                let address = self.c.address(row * self.stride + column);
-                // SAFETY: a prefetch is a hint: it faults at no address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        for row in rows.clone() {
+            prefetch_to_write(self.c.address(row * self.stride + column));
+            if let (Finish::GeluGradient { before }, true) = (&self.finish, stage.last) {
+                prefetch(before.address(row * self.columns + column));
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (rows, column, stage);
     }
 }
 
