@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::bounds::Bounds;
-use super::elements::{Elements, ElementsMut};
+use super::elements::{Elements, ElementsMut, store_all};
 use super::gemm::{Form, Matrix, MatrixMut, gemm_serial, serial_scratch};
 use super::isa::Isa;
 use super::math;
@@ -184,8 +184,8 @@ impl Head<'_> {
         for (row, from) in rows.zip(from.chunks_exact(self.size)) {
             let start = row * stride + column;
             // SAFETY: one task writes this head's columns of these rows.
-            let mut columns = unsafe { matrix.part(start..start + self.size) };
-            store(self.input.isa, from, &mut columns);
+            let columns = unsafe { matrix.part(start..start + self.size) };
+            store_all(self.input.isa, from, columns);
         }
     }
 
@@ -324,12 +324,6 @@ impl Row {
     #[inline(always)]
     fn draw(&self, factors: &mut [f32]) {
         keep_row_inline(self.stream, self.dropout, self.head, self.place, 0, factors);
-    }
-}
-
-multiversion! {
-    fn store<FMA>(from: &[f32], to: &mut ElementsMut) {
-        to.store(0..from.len(), from);
     }
 }
 

@@ -7,6 +7,8 @@ use half::bf16;
 use rayon::iter::Either;
 use rayon::prelude::*;
 
+use super::simd::multiversion;
+
 /// Elements that a kernel reads.
 #[derive(Clone, Copy, Debug)]
 pub enum Elements<'a> {
@@ -237,6 +239,14 @@ impl ElementsSink<'_> {
         } else {
             self.values.store(range, from);
         }
+    }
+}
+
+multiversion! {
+    /// Stores all of them.
+    pub(super) fn store_all<FMA>(from: &[f32], to: ElementsMut) {
+        let mut to = to;
+        to.store(0..from.len(), from);
     }
 }
 

@@ -36,6 +36,7 @@ use super::isa::Isa;
 use super::scratch::{Scratch, Workspace};
 use super::shared::{SharedElements, SharedMut};
 use super::simd::multiversion;
+use super::sums::{COLUMNS, sum_rows};
 use kernel::{Kernel, TILE};
 use pack::Operand;
 use write::{Finish, Partial, Target};
@@ -422,11 +423,11 @@ impl<'a> Product<'a> {
         sum_lines(self.isa, &self.a, lines.start, depth, sums);
     }
 
+    /// Multiplies packed panels: `a` `[rows / kernel.rows][slice][kernel.rows]`, `b` likewise.
     #[expect(
         clippy::too_many_arguments,
         reason = "two operands, their three ranges and what becomes of the sums"
     )]
-    /// Multiplies packed panels: `a` `[rows / kernel.rows][slice][kernel.rows]`, `b` likewise.
     fn multiply_block(
         &self,
         a: &[f32],
@@ -479,31 +480,11 @@ impl<'a> Product<'a> {
 }
 
 multiversion! {
-    /// The sums of lines that are columns, from line `first` on, over rows `depth`: in f32 over 64 rows, in f64 over such
-    /// blocks.
+    /// The sums of lines that are columns, from line `first` on, over rows `depth`.
     fn sum_lines<FMA>(operand: &Operand, first: usize, depth: Range<usize>, sums: &mut [f32]) {
-        const COLUMNS: usize = 64;
-        const ROWS: usize = 64;
-        let mut buffer = [0.0; COLUMNS];
-        for (i, sums) in sums.chunks_mut(COLUMNS).enumerate() {
-            let mut totals = [0f64; COLUMNS];
-            for rows in blocks(depth.clone(), ROWS) {
-                let mut of_block = [0f32; COLUMNS];
-                for row in rows {
-                    let start = row * operand.stride + first + i * COLUMNS;
-                    let values = operand.data.read(start..start + sums.len(), &mut buffer);
-                    match values.first_chunk::<COLUMNS>() {
-                        Some(values) => (0..COLUMNS).for_each(|c| of_block[c] += values[c]),
-                        None => of_block.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-                    }
-                }
-                for (total, sum) in totals.iter_mut().zip(of_block) {
-                    *total += f64::from(sum);
-                }
-            }
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum = total as f32;
-            }
+        for (i, values) in sums.chunks_mut(COLUMNS).enumerate() {
+            let sink = SinkMut { values, add: false };
+            sum_rows(operand.data, operand.stride, first + i * COLUMNS, depth.clone(), sink);
         }
     }
 }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::blocks::{SinkMut, rows_per_block};
-use super::elements::{Elements, ElementsMut};
+use super::elements::{Elements, ElementsMut, store_all};
 use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
 use super::math::exp;
@@ -140,7 +140,7 @@ pub fn backward(
                 let mut narrow = d_logits.part_mut(0..rows * columns);
                 (narrow.reborrow().par_chunks_mut(task))
                     .zip(of_block.par_chunks(task))
-                    .for_each(|(mut to, from)| store_block(isa, from, &mut to));
+                    .for_each(|(to, from)| store_all(isa, from, to));
                 narrow.into_view()
             }
         };
@@ -153,12 +153,6 @@ pub fn backward(
         let weight = Matrix::new(weight, columns, inputs);
         let c = MatrixMut::new(&mut *d_x.values, rows, inputs);
         gemm(isa, workspace, Form::NN, of_block, weight, c, store_or_add);
-    }
-}
-
-multiversion! {
-    fn store_block<FMA>(from: &[f32], to: &mut ElementsMut) {
-        to.store(0..from.len(), from);
     }
 }
 

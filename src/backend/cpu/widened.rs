@@ -6,7 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::blocks::BLOCK;
-use super::elements::{ElementsMut, narrow, widen};
+use super::elements::{ElementsMut, store_all, widen};
 use super::isa::Isa;
 use super::run::Values;
 use super::shared::SharedMut;
@@ -129,7 +129,7 @@ impl<'a> Values<'a> {
                 let from = self.copy(*var).expect("an operand has a copy");
                 to.par_chunks_mut(BLOCK)
                     .zip(from.par_chunks(BLOCK))
-                    .for_each(|(to, from)| narrow_block(isa, from, to));
+                    .for_each(|(to, from)| store_all(isa, from, ElementsMut::Bf16(to)));
             }
         }
     }
@@ -138,11 +138,5 @@ impl<'a> Values<'a> {
 multiversion! {
     fn widen_block<FMA>(from: &[bf16], to: &mut [f32]) {
         widen(from, to);
-    }
-}
-
-multiversion! {
-    fn narrow_block<FMA>(from: &[f32], to: &mut [bf16]) {
-        narrow(from, to);
     }
 }
