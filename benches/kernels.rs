@@ -154,7 +154,8 @@ fn products(table: &Table) {
             table.row(&format!("products to weight and bias {shape}{width}"), work, || {
                 let c = MatrixMut::new(&mut d_weight, outputs, inputs);
                 let d_bias = SinkMut { values: &mut d_bias, add: false };
-                weight_gradient(table.isa, &mut workspace, d_out, x, c, false, d_bias);
+                let identity = Activation::Identity;
+                weight_gradient(table.isa, &mut workspace, d_out, x, identity, c, false, d_bias);
             });
         }
     }
@@ -178,6 +179,15 @@ fn products(table: &Table) {
             gemm(table.isa, &mut workspace, Form::NN, a, b, c, write_back);
         });
     }
+    let work = table.product(2.0 * (rows * 768 * 3072) as f64, false);
+    let (mut d_weight, mut d_bias) = (vec![0.0; 768 * 3072], vec![0.0; 768]);
+    table.row("products to weight and bias of a GELU 1024 x 3072 -> 768", work, || {
+        let d_out = Matrix::new(d_out.elements(false), rows, 768);
+        let before = Matrix::new(before.elements(false), rows, 3072);
+        let c = MatrixMut::new(&mut d_weight, 768, 3072);
+        let d_bias = SinkMut { values: &mut d_bias, add: false };
+        weight_gradient(table.isa, &mut workspace, d_out, before, Activation::Gelu, c, false, d_bias);
+    });
 }
 
 fn attentions(table: &Table) {

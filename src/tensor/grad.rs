@@ -97,7 +97,8 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
             };
             let d_weight = gradients.sink(tape, weight);
             let d_bias = gradients.sink(tape, bias);
-            tape.ops.push(Op::LinearWeightGrad { d_out, x, d_weight, d_bias });
+            let (source, activation) = source(tape, x);
+            tape.ops.push(Op::LinearWeightGrad { d_out, x: source, activation, d_weight, d_bias });
             if tape.value(x).origin == Origin::Computed {
                 let d_x = gradients.sink(tape, x);
                 tape.ops.push(Op::LinearInputGrad { d_out, weight, d_x });
@@ -262,6 +263,21 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
     }
 }
 
+/// From what, and by which activation, the step of a weight's gradient has the map's input `x`.
+///
+/// The value of an activation is not kept for it: its argument is, for the activation's own gradient, and has the same
+/// numbers in it. In bf16 it has not, since argument and value are rounded each by itself.
+fn source(tape: &Tape, x: Var) -> (Var, Activation) {
+    let made = tape.ops.iter().find_map(|op| match *op {
+        Op::Linear { activation, before: Some(before), out, .. } if out == x => Some((before, activation)),
+        _ => None,
+    });
+    match tape.precision {
+        Precision::F32 => made.unwrap_or((x, Activation::Identity)),
+        Precision::Bf16 => (x, Activation::Identity),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,6 +371,27 @@ mod tests {
                 "embedding_grad: d_word +=, d_position +=, d_type +=",
             ]
         );
+    }
+
+    #[test]
+    fn an_activation_is_kept_for_the_next_weight_in_bf16_alone() {
+        for (precision, expected) in [
+            (Precision::F32, ("before", Activation::Gelu)),
+            (Precision::Bf16, ("linear", Activation::Identity)),
+        ] {
+            let mut tape = Tape::new(Mode::Training).with_precision(precision);
+            let (x, _) = tokens(&mut tape);
+            let weight = tape.parameter("weight", 2000, 8, 4);
+            let bias = tape.parameter("bias", 2032, 1, 8);
+            let hidden = tape.linear(x, weight, bias, Activation::Gelu);
+            let loss = loss(&mut tape, hidden);
+            differentiate(&mut tape, &[loss], 1.0, false);
+            let first = tape.ops.iter().find_map(|op| match *op {
+                Op::LinearWeightGrad { x, activation, .. } => Some((tape.name(x), activation)),
+                _ => None,
+            });
+            assert_eq!(first, Some(expected));
+        }
     }
 
     #[test]

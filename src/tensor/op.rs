@@ -354,12 +354,15 @@ pub enum Op {
         /// `[rows, inputs]`
         d_x: Sink,
     },
-    /// Backward of [`Op::Linear`] towards its parameters: `d_weight = d_out^T * x`, `d_bias = column sums of d_out`.
+    /// Backward of [`Op::Linear`] towards its parameters: `d_weight = d_out^T * activation(x)`, `d_bias = column sums of
+    /// d_out`.
     LinearWeightGrad {
         /// `[rows, outputs]`, before the activation.
         d_out: Var,
         /// `[rows, inputs]`
         x: Var,
+        /// What makes the map's input of `x`: that of the map before, whose value is then not kept for this step.
+        activation: Activation,
         /// `[outputs, inputs]`
         d_weight: Sink,
         /// `[1, outputs]`

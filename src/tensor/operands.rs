@@ -161,7 +161,7 @@ impl Op {
             Op::LinearInputGrad { d_out, weight, d_x } => {
                 vec![(Read, *d_out), (Read, *weight), sink(d_x)]
             }
-            Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
+            Op::LinearWeightGrad { d_out, x, activation: _, d_weight, d_bias } => {
                 vec![(Read, *d_out), (Read, *x), sink(d_weight), sink(d_bias)]
             }
             Op::AttentionGrad { qkv, index, heads: _, dropout: _, log_sum_exp, d_context, d_qkv } => {

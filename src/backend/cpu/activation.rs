@@ -63,7 +63,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn activate_block_in_place<FMA>(activation: Activation, values: ElementsMut) {
+    /// [`activate_in_place`] by the calling thread alone.
+    pub fn activate_block_in_place<FMA>(activation: Activation, values: ElementsMut) {
         let mut all = values;
         let mut buffer = [0.0; PART];
         for part in parts(all.len()) {

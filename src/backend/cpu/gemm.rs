@@ -30,6 +30,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::activation::activate_block_in_place;
 use super::blocks::SinkMut;
 use super::elements::{Elements, ElementsMut};
 use super::isa::Isa;
@@ -37,6 +38,7 @@ use super::scratch::{Scratch, Workspace};
 use super::shared::{SharedElements, SharedMut};
 use super::simd::multiversion;
 use super::sums::{COLUMNS, sum_rows};
+use crate::tensor::Activation;
 use kernel::{Kernel, TILE};
 use pack::Operand;
 use write::{Finish, Partial, Target};
@@ -155,13 +157,16 @@ pub fn gemm(
     product.run_all(shared, scratch);
 }
 
-/// The gradients of a linear map: of its weight, `d_outᵀ x` of `d_out` `[rows, outputs]` and `x` `[rows, inputs]`, and of
-/// its bias, the sums over rows of `d_out`, which are taken where the product packs it and has it in the cache.
+/// The gradients of a linear map: of its weight, `d_outᵀ activation(x)` of `d_out` `[rows, outputs]` and `x`
+/// `[rows, inputs]`, and of its bias, the sums over rows of `d_out`. Sums are taken and the activation is applied where the
+/// product packs its operands and has them in the cache. A product of bf16 has no activation.
+#[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
 pub fn weight_gradient(
     isa: Isa,
     workspace: &mut Workspace,
     d_out: Matrix,
     x: Matrix,
+    activation: Activation,
     d_weight: MatrixMut,
     add: bool,
     d_bias: SinkMut,
@@ -169,6 +174,11 @@ pub fn weight_gradient(
     assert_eq!(d_bias.values.len(), d_out.cols, "a bias's gradient of {} outputs", d_out.cols);
     let write_back = if add { WriteBack::Add } else { WriteBack::Store };
     let mut product = Product::new(isa, Form::TN, d_out, x, d_weight, write_back);
+    assert!(
+        activation == Activation::Identity || !product.narrow,
+        "{activation:?} of an operand that is rounded to bf16 as it is packed"
+    );
+    product.activation = activation;
     let packed = product.kernel.shared_floats(product.m, product.n, product.k);
     let (shared, scratch) = workspace.parts(packed + product.slices().count() * product.m);
     let (shared, sums) = shared.split_at_mut(packed);
@@ -231,6 +241,8 @@ const SMALL: usize = 1 << 19;
 /// A product whose shapes have been checked.
 struct Product<'a> {
     isa: Isa,
+    /// Whether it is a product of bf16.
+    narrow: bool,
     kernel: &'static Kernel,
     m: usize,
     n: usize,
@@ -238,6 +250,8 @@ struct Product<'a> {
     a: Operand<'a>,
     b: Operand<'a>,
     target: Target<'a>,
+    /// Applied to B as it is packed.
+    activation: Activation,
     /// Where the sums over each slice of A's lines go, `[slices, m]`.
     line_sums: Option<SharedMut<'a>>,
 }
@@ -278,7 +292,8 @@ impl<'a> Product<'a> {
         }
         let target = Target { c: SharedElements::new(c.data), stride: c.stride, columns: n, add, finish };
         let narrow = matches!((a.data, b.data), (Elements::Bf16(_), _) | (_, Elements::Bf16(_)));
-        Self { isa, kernel: Kernel::of(isa, narrow), m, n, k, a, b, target, line_sums: None }
+        let (kernel, activation) = (Kernel::of(isa, narrow), Activation::Identity);
+        Self { isa, narrow, kernel, m, n, k, a, b, target, activation, line_sums: None }
     }
 
     /// Computes all of C. `shared` has room for the packed operand of the side that is not divided.
@@ -336,10 +351,10 @@ impl<'a> Product<'a> {
 
     /// Packs the operand that all tasks need: slice after slice, panel after panel.
     fn pack_shared(&self, shared: &mut [f32]) {
-        let (operand, width, pack) = if self.rows_are_divided() {
-            (&self.b, self.kernel.columns, self.kernel.pack_columns)
+        let (operand, width) = if self.rows_are_divided() {
+            (&self.b, self.kernel.columns)
         } else {
-            (&self.a, self.kernel.rows, self.kernel.pack_rows)
+            (&self.a, self.kernel.rows)
         };
         let (lines, panels) = (operand.lines, operand.lines.div_ceil(width));
         let length = self.slice_length();
@@ -355,11 +370,11 @@ impl<'a> Product<'a> {
             let floats = depth.len() * lines.len().next_multiple_of(width);
             // SAFETY: every slice of every group of panels has a place of its own.
             let packed = unsafe { shared.slice(start..start + floats) };
-            if !self.rows_are_divided() {
-                self.sum_lines(&lines, &depth);
+            if self.rows_are_divided() {
+                self.pack_columns(&lines, &depth, packed);
+            } else {
+                self.pack_rows(&lines, &depth, packed);
             }
-            // SAFETY: the kernel's instruction set is available.
-            unsafe { pack(operand, lines, depth, packed) };
         });
     }
 
@@ -391,8 +406,7 @@ impl<'a> Product<'a> {
                 for columns in blocks(columns, kernel.column_block) {
                     let partial = partial(rows.start, &columns);
                     for slice in self.slices() {
-                        let b =
-                            pack(kernel.pack_columns, kernel.columns, &self.b, &columns, &slice, b_private);
+                        let b = self.pack_columns(&columns, &slice, b_private);
                         for rows in blocks(rows.clone(), kernel.row_block) {
                             let a = match a_shared {
                                 Some(a) => shared_part(a, &slice, &rows, self.m, kernel.rows),
@@ -407,10 +421,24 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Packs a block of A into scratch, and sums its lines if that is asked for.
-    fn pack_rows<'s>(&self, rows: &Range<usize>, slice: &Range<usize>, scratch: &'s mut [f32]) -> &'s [f32] {
+    /// Packs a block of B, and applies the activation to it, a few panels at a time while they are in the cache.
+    fn pack_columns<'s>(&self, columns: &Range<usize>, slice: &Range<usize>, to: &'s mut [f32]) -> &'s [f32] {
+        let (width, pack_lines) = (self.kernel.columns, self.kernel.pack_columns);
+        if self.activation == Activation::Identity {
+            return pack(pack_lines, width, &self.b, columns, slice, to);
+        }
+        for few in blocks(columns.clone(), 4 * width) {
+            let to = &mut to[(few.start - columns.start) * slice.len()..];
+            let floats = pack(pack_lines, width, &self.b, &few, slice, to).len();
+            activate_block_in_place(self.isa, self.activation, ElementsMut::F32(&mut to[..floats]));
+        }
+        &to[..columns.len().next_multiple_of(width) * slice.len()]
+    }
+
+    /// Packs a block of A, and sums its lines if that is asked for.
+    fn pack_rows<'s>(&self, rows: &Range<usize>, slice: &Range<usize>, to: &'s mut [f32]) -> &'s [f32] {
         self.sum_lines(rows, slice);
-        pack(self.kernel.pack_rows, self.kernel.rows, &self.a, rows, slice, scratch)
+        pack(self.kernel.pack_rows, self.kernel.rows, &self.a, rows, slice, to)
     }
 
     /// Stores the sums of some lines of A over a slice.
@@ -511,16 +539,16 @@ fn shared_part<'s>(
     &shared[start..][..lines.len().next_multiple_of(width) * slice.len()]
 }
 
-/// Packs a block of an operand into scratch.
+/// Packs a block of an operand.
 fn pack<'s>(
     pack: pack::Pack,
     width: usize,
     operand: &Operand,
     lines: &Range<usize>,
     slice: &Range<usize>,
-    scratch: &'s mut [f32],
+    to: &'s mut [f32],
 ) -> &'s [f32] {
-    let packed = &mut scratch[..lines.len().next_multiple_of(width) * slice.len()];
+    let packed = &mut to[..lines.len().next_multiple_of(width) * slice.len()];
     // SAFETY: `pack` belongs to the kernel of an available instruction set.
     unsafe { pack(operand, lines.clone(), slice.clone(), packed) };
     packed

@@ -141,9 +141,9 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             let (a, b, c) = (values.matrix(d_out), values.matrix(weight), values.matrix_mut(d_x.var));
             gemm(isa, workspace, Form::NN, a, b, c, store_or_add(d_x));
         }
-        Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
+        Op::LinearWeightGrad { d_out, x, activation, d_weight, d_bias } => {
             let (d_out, x, c) = (values.matrix(d_out), values.matrix(x), values.matrix_mut(d_weight.var));
-            gemm::weight_gradient(isa, workspace, d_out, x, c, d_weight.add, sink(d_bias));
+            gemm::weight_gradient(isa, workspace, d_out, x, activation, c, d_weight.add, sink(d_bias));
         }
         Op::AttentionGrad { qkv, index, heads, dropout, log_sum_exp, d_context, d_qkv } => {
             attention::backward(

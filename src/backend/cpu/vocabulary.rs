@@ -14,6 +14,7 @@ use super::math::exp;
 use super::scratch::Workspace;
 use super::simd::multiversion;
 use super::sums::{largest, sum};
+use crate::tensor::Activation;
 
 /// A row's entries in the softmax statistics: the largest logit, the sum of `exp(logit - largest)`, the label's logit.
 pub const STATISTICS: usize = 3;
@@ -148,7 +149,7 @@ pub fn backward(
         let (x, c) =
             (Matrix::new(vocabulary.x, rows, inputs), MatrixMut::new(d_weight_part, columns, inputs));
         let d_bias = SinkMut { values: d_bias_part, add: d_bias.add };
-        gemm::weight_gradient(isa, workspace, of_block, x, c, d_weight.add, d_bias);
+        gemm::weight_gradient(isa, workspace, of_block, x, Activation::Identity, c, d_weight.add, d_bias);
         let store_or_add = if d_x.add || first > 0 { WriteBack::Add } else { WriteBack::Store };
         let weight = Matrix::new(weight, columns, inputs);
         let c = MatrixMut::new(&mut *d_x.values, rows, inputs);

@@ -104,7 +104,13 @@ impl Lowering<'_> {
             [
                 Op::LinearInputGrad { d_out, weight, d_x: Sink { var: d_after, add: false } },
                 Op::ActivationGrad { activation, before, d_after: read, d_before },
-                ref weight_gradient @ Op::LinearWeightGrad { d_out: same, x, d_weight: _, d_bias },
+                ref weight_gradient @ Op::LinearWeightGrad {
+                    d_out: same,
+                    x,
+                    activation: _,
+                    d_weight: _,
+                    d_bias,
+                },
                 ..,
             ] if read == d_after
                 && same == d_before
@@ -284,16 +290,19 @@ impl Lowering<'_> {
                 let (a, b) = (self.get(launches, d_out), self.weight(launches, weight));
                 gemm::product(launches, Form::NN, a, b, self.get(launches, d_x.var), store_or_add(d_x));
             }
-            Op::LinearWeightGrad { d_out, x, d_weight, d_bias } => {
-                let (a, b) = (self.get(launches, d_out), self.get(launches, x));
-                gemm::product(
-                    launches,
-                    Form::TN,
-                    a,
-                    b,
-                    self.get(launches, d_weight.var),
-                    store_or_add(d_weight),
-                );
+            Op::LinearWeightGrad { d_out, x, activation, d_weight, d_bias } => {
+                let (a, x, c) =
+                    (self.get(launches, d_out), self.get(launches, x), self.get(launches, d_weight.var));
+                let write_back = store_or_add(d_weight);
+                if activation == Activation::Identity {
+                    gemm::product(launches, Form::TN, a, x, c, write_back);
+                } else {
+                    launches.keeping(4 * x.dtype.words(x.most_elements() as usize), |launches, address| {
+                        let value = Operand { address, ..x };
+                        activation::forward(launches, activation, x, value);
+                        gemm::product(launches, Form::TN, a, value, c, write_back);
+                    });
+                }
                 if bias_sums {
                     gemm::column_sums(launches, a, self.address(d_bias.var), d_bias.add);
                 }

@@ -1,5 +1,4 @@
 //! Packing: from a matrix to panels that a micro-kernel reads in order.
-
 //!
 //! A panel's depth is counted in words of four bytes. For a product of f32 a word is an element. For one of bf16 it is
 //! an element widened to f32, or a pair of neighbours where the micro-kernel multiplies pairs.
@@ -346,3 +345,6 @@ pub(super) fn prefetch_to_write<T>(address: *const T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use super::super::math;
 use super::*;
 
 /// Numbers in [-1, 1) that look random.
-fn noise(length: usize, seed: u64) -> Vec<f32> {
+pub(super) fn noise(length: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -18,7 +18,7 @@ fn rounded(numbers: &[f32]) -> Vec<f32> {
     numbers.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
 }
 
-fn narrowed(numbers: &[f32]) -> Vec<bf16> {
+pub(super) fn narrowed(numbers: &[f32]) -> Vec<bf16> {
     numbers.iter().map(|x| bf16::from_f32(*x)).collect()
 }
 
@@ -434,7 +434,9 @@ fn a_bias_gets_the_sums_of_rows_beside_the_product_to_the_weight() {
                         let d_weight = MatrixMut::new(&mut c, outputs, inputs);
                         let d_bias = SinkMut { values: &mut sums, add };
                         pool.install(|| {
-                            weight_gradient(isa, &mut workspace, case.a(), case.b(), d_weight, add, d_bias);
+                            let (d_out, x) = (case.a(), case.b());
+                            let identity = Activation::Identity;
+                            weight_gradient(isa, &mut workspace, d_out, x, identity, d_weight, add, d_bias);
                         });
                         (c, sums)
                     };
@@ -458,71 +460,34 @@ fn a_bias_gets_the_sums_of_rows_beside_the_product_to_the_weight() {
     }
 }
 
-/// Every width of a panel, packed for products of bf16 as pairs and as widened elements, from operands of both kinds.
+/// The product packs what the activation makes of its operand: the same bits as of an operand that holds the values.
 #[test]
-fn narrow_panels_hold_the_lines_of_the_operand_and_zeros() {
-    fn check<const WIDTH: usize, const PAIRS: bool>(gather: impl Fn(&[f32], usize, &mut [f32]) + Copy) {
-        for (lines, depth) in
-            [(0..WIDTH, 0..5), (3..3 + 4 * WIDTH, 5..45), (1..3 * WIDTH, 2..131), (0..1, 7..8)]
-        {
-            // The depth of the operand is odd, and the last word of pairs half empty.
-            let elements = if PAIRS { 2 * depth.end - 1 } else { depth.end };
-            for lines_are_rows in [true, false] {
-                let (rows, cols) =
-                    if lines_are_rows { (lines.end, elements) } else { (elements, lines.end + 3) };
-                let data = noise(rows * cols, 1);
-                let narrow = narrowed(&data);
-                for data in [Elements::from(&data), Elements::from(&narrow[..])] {
-                    let matrix = Matrix::new(data, rows, cols);
-                    let operand =
-                        if lines_are_rows { Operand::rows(matrix) } else { Operand::columns(matrix) };
-                    let mut packed = vec![f32::NAN; lines.len().next_multiple_of(WIDTH) * depth.len()];
-                    pack::pack_narrow::<WIDTH, PAIRS>(
-                        &operand,
-                        lines.clone(),
-                        depth.clone(),
-                        &mut packed,
-                        gather,
-                    );
-                    for (index, word) in packed.iter().enumerate() {
-                        let (panel, place) = (index / (WIDTH * depth.len()), index % (WIDTH * depth.len()));
-                        let (line, word_number) =
-                            (lines.start + panel * WIDTH + place % WIDTH, depth.start + place / WIDTH);
-                        let element = |p: usize| {
-                            let (row, col) = if lines_are_rows { (line, p) } else { (p, line) };
-                            let inside = line < lines.end && p < elements;
-                            if inside { narrow[row * cols + col] } else { bf16::ZERO }
-                        };
-                        if PAIRS {
-                            let bits = word.to_bits();
-                            let pair = [bits as u16, (bits >> 16) as u16].map(bf16::from_bits);
-                            assert_eq!(pair, [element(2 * word_number), element(2 * word_number + 1)]);
-                        } else {
-                            assert_eq!(*word, element(word_number).to_f32());
-                        }
-                    }
-                }
-            }
-        }
-    }
-    fn check_width<const WIDTH: usize>() {
-        check::<WIDTH, true>(pack::gather_scalar::<WIDTH>);
-        check::<WIDTH, false>(pack::gather_scalar::<WIDTH>);
-        #[cfg(target_arch = "x86_64")]
-        if Isa::available().contains(&Isa::Avx2) && WIDTH >= 6 {
-            // SAFETY: AVX2 is available.
-            let gather = |rows: &[f32], stride: usize, panel: &mut [f32]| unsafe {
-                avx2::gather::<WIDTH>(rows, stride, panel)
+fn a_weight_gets_its_gradient_of_an_activation_that_is_not_kept() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for &isa in Isa::available() {
+        // Small, divided by rows and divided by columns, of several slices.
+        for (activation, outputs, inputs, rows) in [
+            (Activation::Gelu, 5, 7, 9),
+            (Activation::Sigmoid, 150, 130, 1700),
+            (Activation::Gelu, 70, 300, 1650),
+        ] {
+            let case = Case::new(Form::TN, outputs, inputs, rows);
+            let mut values = case.b.clone();
+            activate_block_in_place(isa, activation, ElementsMut::from(&mut values));
+            let gradient = |x: &[f32], activation: Activation| {
+                let mut workspace = Workspace::new(2);
+                let [mut d_weight, mut d_bias] = [outputs * inputs, outputs].map(|len| vec![f32::NAN; len]);
+                let x = Matrix::new(x, rows, inputs);
+                let c = MatrixMut::new(&mut d_weight, outputs, inputs);
+                let sink = SinkMut { values: &mut d_bias, add: false };
+                pool.install(|| {
+                    weight_gradient(isa, &mut workspace, case.a(), x, activation, c, false, sink);
+                });
+                (d_weight, d_bias)
             };
-            check::<WIDTH, true>(gather);
-            check::<WIDTH, false>(gather);
+            assert_eq!(gradient(&case.b, activation), gradient(&values, Activation::Identity), "{isa:?}");
         }
     }
-    check_width::<6>();
-    check_width::<8>();
-    check_width::<14>();
-    check_width::<16>();
-    check_width::<32>();
 }
 
 /// Pairs of bf16, multiplied in plain Rust: what surrounds the kernel that multiplies them is tested on any machine.
