@@ -344,7 +344,7 @@ fn a_loss_over_a_vocabulary_agrees_with_the_cpu() {
     let logits = tape.parameter("logits", 0, rows, classes);
     let labels = tape.input("labels", DType::U32, Rows::Fixed(rows), 1);
     let loss = tape.cross_entropy(logits, labels);
-    let extents = Extents { tokens: 128, sequences: 1, groups: 1, predictions: 0 };
+    let extents = Extents { tokens: 128, sequences: 1, groups: 1, predictions: 0, in_lines: false };
     let program = Program::training(tape, &[loss], 1.0, false, extents);
     let values = numbers(1, 8.0, rows * classes);
     let mut random = Random::new(2, [0, 0]);

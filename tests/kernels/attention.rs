@@ -133,8 +133,13 @@ fn check(dtype: DType, size: usize, packed: &Packed, dropout: Dropout, tolerance
     let (qkv, d_context) = (inputs(1, dtype, rows * 3 * hidden), inputs(2, dtype, rows * hidden));
     let expected = exact(&qkv, &d_context, packed, size, dropout);
 
-    let mut bench =
-        Bench::new(Extents { tokens: rows, sequences: packed.starts.len(), groups: 0, predictions: 0 });
+    let mut bench = Bench::new(Extents {
+        tokens: rows,
+        sequences: packed.starts.len(),
+        groups: 0,
+        predictions: 0,
+        in_lines: false,
+    });
     let places = bench.memory.words("places", &packed.places());
     let starts = bench.memory.words("starts", &packed.starts);
     let ends = bench.memory.words("ends", &packed.ends);

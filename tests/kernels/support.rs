@@ -22,19 +22,20 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(extents: Extents) -> Self {
-        let Extents { tokens, sequences, groups, predictions } = extents;
+        let Extents { tokens, sequences, groups, predictions, .. } = extents;
         let capacity = Extents {
             tokens: tokens + 37,
             sequences: sequences + 5,
             groups: groups + 3,
             predictions: predictions + 21,
+            in_lines: false,
         };
         Self { memory: Memory::new(), extents, capacity }
     }
 
     /// A batch of so many tokens.
     pub fn of_tokens(tokens: usize) -> Self {
-        Self::new(Extents { tokens, sequences: 0, groups: 0, predictions: 0 })
+        Self::new(Extents { tokens, sequences: 0, groups: 0, predictions: 0, in_lines: false })
     }
 
     fn operand(&self, address: Address, dtype: DType, rows: Rows, cols: usize) -> Operand {

@@ -16,10 +16,8 @@ use super::launch::{Address, Kernels, Launch, Launches, Step};
 use super::lower::{Places, lower, lower_one};
 use super::update::{self, Buffers, Clip, UpdateGroup};
 use crate::backend::{Backend, BackendError, Group, KEPT, Optimizer, Sizes, StepScalars, Ticket};
-use crate::tensor::{Extents, Op, Origin, Precision, Program, Space, Span, Var};
+use crate::tensor::{Extents, LINE, Op, Origin, Precision, Program, Space, Span, Var};
 
-/// Rows of a line: the height of the tiles of products and of attention.
-const LINE: usize = 128;
 /// Sequences and groups are rounded up to a multiple of this, so that few graphs serve all batches.
 const FEW: usize = 32;
 /// Parts of the slab start at multiples of this.
@@ -222,6 +220,7 @@ impl CudaBackend {
                 sequences: few(sequences, batch.sequences),
                 groups: few(groups, batch.groups),
                 predictions: predictions.next_multiple_of(LINE).min(tokens),
+                in_lines: false,
             };
             let nowhere = |_: Var| ALIGNMENT as Address;
             let mut launches = Launches::new(0, extents, 0);
@@ -397,6 +396,7 @@ impl Backend for CudaBackend {
             sequences: extents.sequences.next_multiple_of(FEW),
             groups: extents.groups.next_multiple_of(FEW),
             predictions: extents.predictions.next_multiple_of(LINE),
+            in_lines: false,
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {
