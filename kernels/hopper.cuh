@@ -155,6 +155,12 @@ DEVICE void wgmma_done(f32 (&d)[count]) {
     UNROLL for (u32 i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/// Says that operands in registers are written by here, ahead of `wgmma_fence`, or kept until here, after the wait.
+template <u32 count>
+DEVICE void wgmma_operands(u32 (&a)[count][4]) {
+    UNROLL for (u32 i = 0; i < 4 * count; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
+
 /// Where an operand lies in shared memory, in boxes of 64 columns. With the depth contiguous, `leading_bytes` means
 /// nothing (16), and `stride_bytes` lead from eight lines to the next eight (1024). With the lines contiguous,
 /// `leading_bytes` lead from one box to the next, and `stride_bytes` from eight of the depth to the next eight (1024).

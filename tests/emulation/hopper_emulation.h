@@ -104,6 +104,8 @@ DEVICE void wgmma_wait() {
 }
 template <u32 count>
 DEVICE void wgmma_done(f32 (&)[count]) {}
+template <u32 count>
+DEVICE void wgmma_operands(u32 (&)[count][4]) {}
 
 DEVICE u64 matrix_descriptor(const void* shared, u32 leading_bytes, u32 stride_bytes) {
     u64 offset = static_cast<u64>(static_cast<const u8*>(shared) - emulation::current->shared);

@@ -396,7 +396,7 @@ impl Backend for CudaBackend {
             sequences: extents.sequences.next_multiple_of(FEW),
             groups: extents.groups.next_multiple_of(FEW),
             predictions: extents.predictions.next_multiple_of(LINE),
-            in_lines: false,
+            in_lines: self.kernels == Kernels::Hopper && extents.in_lines,
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {
