@@ -15,13 +15,14 @@ use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cuda::backend::CudaBackend;
 use mtdnn_raw::backend::cuda::device::Device;
 use mtdnn_raw::backend::cuda::images::Tools;
+use mtdnn_raw::backend::cuda::launch::Kernels;
 use mtdnn_raw::backend::cuda::nvrtc::roots;
 use mtdnn_raw::backend::{Backend, BackendError, Group, KEPT, Optimizer, Rule, Sizes, StepScalars};
 use mtdnn_raw::data::Batch;
 use mtdnn_raw::nn::{BertConfig, HiddenAct, extents};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Mode, Precision, Program, Rows, Space, Span, Tape};
-use steps::{Fixture, PretrainingFixture, TASKS};
+use steps::{Fixture, PretrainingFixture, TASKS, config};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 const SPACES: [Space; 4] = [Space::Parameters, Space::Gradients, Space::FirstMoment, Space::SecondMoment];
@@ -213,6 +214,33 @@ fn buffers_hold_what_is_written() {
     for space in &SPACES[1..] {
         let span = Span { space: *space, offset: 0, len };
         assert!(read(&mut backend, span).iter().all(|x| *x == 0.0), "{space:?} was not written");
+    }
+}
+
+/// Hopper's own kernels, on one: batches within lines and across them in turn, and the same bits without graphs.
+#[test]
+fn kernels_for_hopper_agree_with_the_cpu() {
+    let Some(gpu) = Gpu::take() else { return };
+    let hopper = || gpu.backend(Precision::Bf16).with_kernels(Kernels::Hopper);
+    if let Err(error) = hopper() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    for heads in [1, 2] {
+        let config = config(HiddenAct::Gelu, heads);
+        let within = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90]);
+        within.assert_operations_agree(&mut hopper().unwrap());
+        let across = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90, 130]);
+        let batches = [&within.batch, &across.batch, &within.batch];
+        assert_eq!(batches.map(|batch| extents(batch).in_lines), [true, false, true]);
+        across.assert_steps_agree(&mut hopper().unwrap(), &batches);
+        let train = |mut backend: CudaBackend| {
+            let (losses, parameters) = across.train(&mut backend, Rule::Adamax, &batches);
+            (bits(&losses), bits(&parameters))
+        };
+        let replayed = train(hopper().unwrap());
+        assert!(train(hopper().unwrap()) == replayed, "the same steps twice");
+        assert!(train(hopper().unwrap().without_graphs()) == replayed, "kernel by kernel");
     }
 }
 

@@ -64,10 +64,13 @@ fn steps_with_kernels_for_hopper_agree_with_the_cpu() {
     for heads in [1, 2] {
         let Some(emulated) = EmulatedBackend::new(Precision::Bf16, 128) else { return };
         let mut emulated = emulated.with_kernels(Kernels::Hopper);
-        let fixture = Fixture::of_lengths(&config(HiddenAct::Gelu, heads), &[128, 1, 70, 30, 90]);
-        assert!(extents(&fixture.batch).in_lines);
-        fixture.assert_operations_agree(&mut emulated);
-        fixture.assert_steps_agree(&mut emulated, &[&fixture.batch; 2]);
+        let config = config(HiddenAct::Gelu, heads);
+        let within = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90]);
+        within.assert_operations_agree(&mut emulated);
+        let across = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90, 130]);
+        let batches = [&within.batch, &across.batch];
+        assert_eq!(batches.map(|batch| extents(batch).in_lines), [true, false]);
+        across.assert_steps_agree(&mut emulated, &batches);
     }
 }
 
