@@ -26,7 +26,7 @@ mod kernels {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    use super::nvrtc::{ARCHITECTURES, Compiled, Compiler, Job, roots};
+    use super::nvrtc::{ARCHITECTURES, Compiled, Compiler, Job, is_for, roots};
 
     /// Writes `kernels.rs`, which the library includes: what is embedded.
     pub fn embed() -> Result<(), String> {
@@ -107,6 +107,7 @@ mod kernels {
             .flat_map(|arch| {
                 sources.iter().map(|file| Job { module: &file.name, source: &file.text, headers, arch })
             })
+            .filter(|job| is_for(job.module, job.arch))
             .filter(|job| {
                 let made = fs::read_to_string(path(out, job.module, job.arch, "key"));
                 made.ok() != Some(job.key(compiler.version))
@@ -155,7 +156,7 @@ mod kernels {
                 "    Module {{ name: {name:?}, source: include_str!({source:?}), headers: HEADERS,"
             ));
             line(format_args!("        embedded: &["));
-            for arch in archs {
+            for arch in archs.iter().filter(|arch| is_for(name, arch)) {
                 let [cubin, log] = ["cubin", "log"].map(|extension| path(out, name, arch, extension));
                 line(format_args!(
                     "            Embedded {{ arch: {arch:?}, cubin: include_bytes!({cubin:?}),"

@@ -12,7 +12,6 @@
 
 /// Rows that a block owns.
 constexpr u32 BLOCK_ROWS = 64;
-constexpr f32 LOG2_E = 1.4426950408889634f;
 
 /// What a warp works on, and whom it meets.
 struct Work {
@@ -64,23 +63,6 @@ DEVICE void mask(f32 (&products)[columns / 8][4], const Work& work, u32 begin) {
     }
 }
 
-/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row
-/// `begin + b`; for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
-DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32 first, u32 begin, u32 end) {
-    u32 bits = 0;
-    for (u32 position = begin > first ? (begin - first) / 8 * 8 : 0; first + position < end; position += 8) {
-        u32 words[4], kept = 0;
-        draw_eight(words, step, dropout, head, place, position / 8);
-        UNROLL for (u32 i = 0; i < 4; ++i) {
-            kept |= ((words[i] & 0xffff) >= dropout.threshold ? 1u : 0u) << 2 * i;
-            kept |= (words[i] >> 16 >= dropout.threshold ? 2u : 0u) << 2 * i;
-        }
-        u32 row = first + position;
-        bits |= row < begin ? kept >> (begin - row) : kept << (row - begin);
-    }
-    return bits;
-}
-
 /// What the warp's queries keep of the `columns` keys from `begin`: two lanes draw for each, half of the keys each.
 ///
 /// `query` is row `lane / 2` of the warp's.
@@ -106,17 +88,6 @@ DEVICE void drop(f32 (&products)[columns / 8][4], Dropout dropout, u32 drawn) {
             }
         }
     }
-}
-
-/// The sum over the four lanes that share a row.
-DEVICE f32 quad_sum(f32 value) {
-    value += shuffle_xor(value, 1);
-    return value + shuffle_xor(value, 2);
-}
-
-DEVICE f32 quad_max(f32 value) {
-    value = fmaxf(value, shuffle_xor(value, 1));
-    return fmaxf(value, shuffle_xor(value, 2));
 }
 
 /// Takes turns: `use(turn)` follows `load(turn)`, which starts asynchronous copies to stage `turn % stages` and

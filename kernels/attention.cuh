@@ -50,6 +50,7 @@ struct Backward {
 };
 
 constexpr u32 MINUS_INFINITY = 0xff800000u;
+constexpr f32 LOG2_E = 1.4426950408889634f;
 
 /// A row's place and the rows of its sequence, from `first` to before `last`; none for a dead row.
 struct Row {
@@ -92,4 +93,32 @@ DEVICE Reach find_reach(const Input<T>& input, u32 begin, u32 rows) {
         reach.common_last = min(reach.common_last, shuffle_xor(reach.common_last, mask));
     }
     return reach;
+}
+
+/// Bit `b` tells whether the query at `place`, whose sequence starts at row `first`, keeps the key at row
+/// `begin + b`; for the keys from `begin` to before `end`, at most 32. A draw serves eight neighbours.
+DEVICE u32 draw_bits(const Step* step, Dropout dropout, u32 head, u32 place, u32 first, u32 begin, u32 end) {
+    u32 bits = 0;
+    for (u32 position = begin > first ? (begin - first) / 8 * 8 : 0; first + position < end; position += 8) {
+        u32 words[4], kept = 0;
+        draw_eight(words, step, dropout, head, place, position / 8);
+        UNROLL for (u32 i = 0; i < 4; ++i) {
+            kept |= ((words[i] & 0xffff) >= dropout.threshold ? 1u : 0u) << 2 * i;
+            kept |= (words[i] >> 16 >= dropout.threshold ? 2u : 0u) << 2 * i;
+        }
+        u32 row = first + position;
+        bits |= row < begin ? kept >> (begin - row) : kept << (row - begin);
+    }
+    return bits;
+}
+
+/// The sum over the four lanes that share a row.
+DEVICE f32 quad_sum(f32 value) {
+    value += shuffle_xor(value, 1);
+    return value + shuffle_xor(value, 2);
+}
+
+DEVICE f32 quad_max(f32 value) {
+    value = fmaxf(value, shuffle_xor(value, 1));
+    return fmaxf(value, shuffle_xor(value, 2));
 }

@@ -29,7 +29,7 @@
 //! let y = tape.linear(x, weight, bias, Activation::Identity);
 //! let loss = tape.squared_error(y, targets);
 //!
-//! let extents = Extents { tokens: 0, sequences: 3, groups: 3, predictions: 0 };
+//! let extents = Extents { sequences: 3, groups: 3, ..Extents::default() };
 //! let program = Program::training(tape, &[loss], 1.0, false, extents);
 //! println!("{program}"); // every step, its shapes, bytes and place
 //!

@@ -15,13 +15,14 @@ use mtdnn_raw::backend::cpu::CpuBackend;
 use mtdnn_raw::backend::cuda::backend::CudaBackend;
 use mtdnn_raw::backend::cuda::device::Device;
 use mtdnn_raw::backend::cuda::images::Tools;
+use mtdnn_raw::backend::cuda::launch::Kernels;
 use mtdnn_raw::backend::cuda::nvrtc::roots;
 use mtdnn_raw::backend::{Backend, BackendError, Group, KEPT, Optimizer, Rule, Sizes, StepScalars};
 use mtdnn_raw::data::Batch;
 use mtdnn_raw::nn::{BertConfig, HiddenAct, extents};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Mode, Precision, Program, Rows, Space, Span, Tape};
-use steps::{Fixture, PretrainingFixture, TASKS};
+use steps::{Fixture, PretrainingFixture, TASKS, config};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 const SPACES: [Space; 4] = [Space::Parameters, Space::Gradients, Space::FirstMoment, Space::SecondMoment];
@@ -216,6 +217,33 @@ fn buffers_hold_what_is_written() {
     }
 }
 
+/// Hopper's own kernels, on one: batches within lines and across them in turn, and the same bits without graphs.
+#[test]
+fn kernels_for_hopper_agree_with_the_cpu() {
+    let Some(gpu) = Gpu::take() else { return };
+    let hopper = || gpu.backend(Precision::Bf16).with_kernels(Kernels::Hopper);
+    if let Err(error) = hopper() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    for heads in [1, 2] {
+        let config = config(HiddenAct::Gelu, heads);
+        let within = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90]);
+        within.assert_operations_agree(&mut hopper().unwrap());
+        let across = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90, 130]);
+        let batches = [&within.batch, &across.batch, &within.batch];
+        assert_eq!(batches.map(|batch| extents(batch).in_lines), [true, false, true]);
+        across.assert_steps_agree(&mut hopper().unwrap(), &batches);
+        let train = |mut backend: CudaBackend| {
+            let (losses, parameters) = across.train(&mut backend, Rule::Adamax, &batches);
+            (bits(&losses), bits(&parameters))
+        };
+        let replayed = train(hopper().unwrap());
+        assert!(train(hopper().unwrap()) == replayed, "the same steps twice");
+        assert!(train(hopper().unwrap().without_graphs()) == replayed, "kernel by kernel");
+    }
+}
+
 #[test]
 fn parameters_outlive_a_growing_arena() {
     let Some(gpu) = Gpu::take() else { return };
@@ -344,7 +372,7 @@ fn a_loss_over_a_vocabulary_agrees_with_the_cpu() {
     let logits = tape.parameter("logits", 0, rows, classes);
     let labels = tape.input("labels", DType::U32, Rows::Fixed(rows), 1);
     let loss = tape.cross_entropy(logits, labels);
-    let extents = Extents { tokens: 128, sequences: 1, groups: 1, predictions: 0 };
+    let extents = Extents { tokens: 128, sequences: 1, groups: 1, predictions: 0, in_lines: false };
     let program = Program::training(tape, &[loss], 1.0, false, extents);
     let values = numbers(1, 8.0, rows * classes);
     let mut random = Random::new(2, [0, 0]);

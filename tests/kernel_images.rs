@@ -107,10 +107,22 @@ fn every_kernel_compiles_for_every_architecture_and_none_spills() {
     }
     let archs = Arch::all();
     let wanted = archs.iter().flat_map(|arch| {
-        images::modules().iter().map(move |module| (arch.to_string(), module.name.to_string()))
+        images::modules_for(arch).map(move |module| (arch.to_string(), module.name.to_string()))
     });
     assert!(status.success() && !stderr.contains("warning"), "{stderr}");
     assert_eq!(compiled, wanted.collect(), "a module without kernels");
+}
+
+#[test]
+fn modules_for_hopper_are_for_no_other_architecture() {
+    let hopper = |name: &str| {
+        images::modules_for(&arch(name)).filter(|module| module.name.starts_with("hopper_")).count()
+    };
+    assert_eq!(images::modules_for(&arch("90a")).count(), images::modules().len());
+    for name in ["80", "86", "89", "90", "100", "120"] {
+        assert_eq!(hopper(name), 0, "sm_{name}");
+        assert!(images::modules_for(&arch(name)).count() > 10, "sm_{name}");
+    }
 }
 
 #[test]
@@ -222,7 +234,7 @@ fn images_in_the_program_need_no_compiler() {
     let nowhere = Tools::new(vec![PathBuf::from("/nowhere")], None);
     for arch in images::embedded() {
         let images = Images::new(arch.clone(), &nowhere).unwrap();
-        assert_eq!(images.list.len(), images::modules().len());
+        assert_eq!(images.list.len(), images::modules_for(&arch).count());
         for image in images.list {
             assert_eq!(image.origin, Origin::Embedded { arch: arch.clone() });
             assert!(image.cubin.starts_with(b"\x7fELF") && !image.kernels.is_empty(), "{}", image.module);

@@ -12,6 +12,8 @@ mod embedding;
 mod emulation;
 #[path = "kernels/gemm.rs"]
 mod gemm;
+#[path = "kernels/hopper.rs"]
+mod hopper;
 #[path = "kernels/loss.rs"]
 mod loss;
 #[path = "kernels/norm.rs"]

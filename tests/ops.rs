@@ -28,7 +28,7 @@ fn gradients_equal_central_differences() {
             let loss = build(&mut case);
             let Case { tape, parameters, floats, indices, extents, .. } = case;
             // Room for more than the batch: what lies beyond the batch must not matter.
-            let capacity = Extents { tokens: 20, sequences: 5, groups: 4, predictions: 6 };
+            let capacity = Extents { tokens: 20, sequences: 5, groups: 4, predictions: 6, in_lines: false };
             let program = Program::training(tape, &[loss], scale, false, capacity);
             check(name, &program, &[loss], scale, &parameters, &floats, &indices, extents);
         }
@@ -248,7 +248,7 @@ fn a_model_of_masked_words_has_the_right_gradients_with_and_without_next_sentenc
 
 /// Runs one task's step of a model on a batch and compares the loss and its gradients with f64.
 fn check_model(model: &Model, task: usize, parameters: &[f32], batch: &Batch) {
-    let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 5 };
+    let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 5, in_lines: false };
     let recorded = model.training(task, capacity, 1.0, false);
     let answers = recorded.answers().expect("a training program has answers");
     let floats = HashMap::from([(answers.targets, batch.targets.clone())]);
@@ -303,7 +303,7 @@ fn a_model_with_pretraining_heads_has_the_right_gradients() {
         let model = PretrainingModel::new(&tiny_config(act));
         let parameters = parameters_of(model.parameters());
         for scale in [1.0, 0.25] {
-            let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 7 };
+            let capacity = Extents { tokens: 32, sequences: 4, groups: 4, predictions: 7, in_lines: false };
             let recorded = model.training(capacity, scale, false);
             let inputs = recorded.inputs();
             let mut indices = tokens_of(inputs.index, &batch);

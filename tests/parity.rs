@@ -122,7 +122,7 @@ struct Tiny {
     backend: CpuBackend,
 }
 
-const CAPACITY: Extents = Extents { tokens: 100, sequences: 8, groups: 8, predictions: 0 };
+const CAPACITY: Extents = Extents { tokens: 100, sequences: 8, groups: 8, predictions: 0, in_lines: false };
 
 impl Tiny {
     fn load(act: HiddenAct) -> Self {
@@ -335,8 +335,10 @@ fn a_sequence_has_the_same_bits_in_any_batch() {
         dataset(lengths.iter().map(|&length| {
             (vec![((0..length).map(|i| word(i + length)).collect(), length / 2)], Label::None)
         }));
-    let recorded =
-        model.encoding(true, Extents { tokens: set.ids.len(), sequences: 11, groups: 11, predictions: 0 });
+    let recorded = model.encoding(
+        true,
+        Extents { tokens: set.ids.len(), sequences: 11, groups: 11, predictions: 0, in_lines: false },
+    );
     let mut backend = CpuBackend::new();
     let sizes =
         Sizes { parameters: model.parameters().len(), arena: recorded.program.arena_len(), training: false };
@@ -371,8 +373,10 @@ fn a_published_encoder_gives_its_published_similarities() {
         let encoded = tokenizer.encode(sentence, None, 128);
         (vec![(encoded.ids, encoded.second)], Label::None)
     }));
-    let recorded =
-        model.encoding(false, Extents { tokens: set.ids.len(), sequences: 4, groups: 4, predictions: 0 });
+    let recorded = model.encoding(
+        false,
+        Extents { tokens: set.ids.len(), sequences: 4, groups: 4, predictions: 0, in_lines: false },
+    );
     let mut backend = CpuBackend::new();
     let sizes = Sizes { parameters: values.len(), arena: recorded.program.arena_len(), training: false };
     backend.reserve(&sizes).unwrap();

@@ -102,7 +102,7 @@ fn reference() -> Reference {
     serde_json::from_str(&fs::read_to_string(fixtures().join("pretraining.json")).unwrap()).unwrap()
 }
 
-const CAPACITY: Extents = Extents { tokens: 100, sequences: 6, groups: 6, predictions: 20 };
+const CAPACITY: Extents = Extents { tokens: 100, sequences: 6, groups: 6, predictions: 20, in_lines: false };
 const WORDS: usize = 131;
 const HIDDEN: usize = 32;
 

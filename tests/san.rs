@@ -31,7 +31,7 @@ const LOGITS: f32 = 1.5e-5;
 /// Relative to the largest entry of the tensor. PyTorch's f32: up to 1.2e-5.
 const GRADIENT: f32 = 3e-5;
 
-const CAPACITY: Extents = Extents { tokens: 100, sequences: 8, groups: 8, predictions: 0 };
+const CAPACITY: Extents = Extents { tokens: 100, sequences: 8, groups: 8, predictions: 0, in_lines: false };
 
 /// The variants of the fixture.
 fn variants() -> [(&'static str, SanSpec); 3] {

@@ -12,7 +12,7 @@ use mtdnn_raw::backend::cuda::{
 };
 use mtdnn_raw::backend::{Group, Optimizer, Rule};
 use mtdnn_raw::random::Random;
-use mtdnn_raw::tensor::{Activation, Dropout};
+use mtdnn_raw::tensor::{Activation, Dropout, LINE};
 
 use super::table::{Bench, Set, Work, large_flops, large_product};
 
@@ -81,7 +81,7 @@ pub fn products(bench: &mut Bench) -> Result<(), BackendError> {
 /// Sequences of one length, side by side.
 pub fn attentions(bench: &mut Bench) -> Result<(), BackendError> {
     for (sequences, heads, length, size) in [(32, 12, 128, 64), (64, 12, 512, 64), (32, 12, 128, 32)] {
-        let (rows, hidden) = (sequences * length, heads * size);
+        let (rows, hidden, in_lines) = (sequences * length, heads * size, LINE.is_multiple_of(length));
         let place = |row: usize| ((row / length) << 16) | (row % length);
         let places: Vec<u32> = (0..rows).map(|row| place(row) as u32).collect();
         let starts: Vec<u32> = (0..sequences).map(|sequence| (sequence * length) as u32).collect();
@@ -90,7 +90,7 @@ pub fn attentions(bench: &mut Bench) -> Result<(), BackendError> {
         for probability in [0.0, 0.1] {
             let shape = format!("{sequences} x {heads} heads, {length} x {size}, dropout {probability}");
             bench.row(&format!("attention, {shape}"), Work::Flops(flops), |set, launches| {
-                set.sequences = sequences as u32;
+                (set.sequences, launches.extents.in_lines) = (sequences as u32, in_lines);
                 let (qkv, context) = (set.bf16(rows, 3 * hidden), set.bf16(rows, hidden));
                 let [places, starts, ends] = [&places, &starts, &ends].map(|words| set.words(words));
                 let sums = set.f32(rows, heads).address;
@@ -101,7 +101,7 @@ pub fn attentions(bench: &mut Bench) -> Result<(), BackendError> {
                 &format!("attention gradient, {shape}"),
                 Work::Flops(2.5 * flops),
                 |set, launches| {
-                    set.sequences = sequences as u32;
+                    (set.sequences, launches.extents.in_lines) = (sequences as u32, in_lines);
                     let (qkv, d_qkv) = (set.bf16(rows, 3 * hidden), set.bf16(rows, 3 * hidden));
                     let d_context = set.bf16(rows, hidden);
                     let [places, starts, ends] = [&places, &starts, &ends].map(|words| set.words(words));

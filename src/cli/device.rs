@@ -32,6 +32,7 @@ impl DeviceArgs {
     /// Refuses words that are no device or precision.
     pub(super) fn check(&self) -> Result<(), Usage> {
         self.wish()?;
+        hopper_kernels()?;
         match self.precision.as_str() {
             "auto" | "f32" | "bf16" => Ok(()),
             other => Err(Usage(format!("--precision {other}: not a precision; take auto, f32 or bf16"))),
@@ -44,7 +45,13 @@ impl DeviceArgs {
     /// A GPU that was asked for and cannot be had: what is missing, and what to do.
     pub(super) fn backend(&self) -> anyhow::Result<Box<dyn Backend>> {
         self.check()?;
+        let hopper = hopper_kernels()?;
         let cpu = || -> Box<dyn Backend> {
+            if hopper {
+                eprintln!(
+                    "warning: {VARIABLE}=hopper chooses among kernels of a GPU and does nothing on the CPU"
+                );
+            }
             let precision = self.cpu_precision();
             if precision == Precision::Bf16 {
                 eprintln!("device: cpu, bf16{}", slow_bf16().unwrap_or_default());
@@ -53,7 +60,7 @@ impl DeviceArgs {
         };
         match self.wish()? {
             Wish::Cpu => Ok(cpu()),
-            Wish::Cuda(number) => match cuda::backend(number, &self.precision) {
+            Wish::Cuda(number) => match cuda::backend(number, &self.precision, hopper) {
                 Ok(backend) => Ok(backend),
                 Err(error) => anyhow::bail!(
                     "--device {}: {error}; mtdnn-raw doctor says more, and --device cpu needs no GPU",
@@ -61,7 +68,8 @@ impl DeviceArgs {
                 ),
             },
             Wish::Auto if !cuda::is_there() => Ok(cpu()),
-            Wish::Auto => Ok(cuda::backend(0, &self.precision).unwrap_or_else(|error| {
+            Wish::Auto if hopper => Ok(cuda::backend(0, &self.precision, hopper)?),
+            Wish::Auto => Ok(cuda::backend(0, &self.precision, hopper).unwrap_or_else(|error| {
                 eprintln!("warning: the GPU is not used: {error}; going on with the CPU (mtdnn-raw doctor says more)");
                 cpu()
             })),
@@ -92,6 +100,25 @@ impl DeviceArgs {
     }
 }
 
+/// The environment variable that chooses among kernels for the same.
+const VARIABLE: &str = "MTDNN_KERNELS";
+
+/// Whether it asks for the kernels for Hopper: `hopper`, instead of `portable` or nothing.
+///
+/// # Errors
+/// If it is anything else.
+fn hopper_kernels() -> Result<bool, Usage> {
+    match std::env::var_os(VARIABLE) {
+        None => Ok(false),
+        Some(value) if value == "portable" => Ok(false),
+        Some(value) if value == "hopper" => Ok(true),
+        Some(value) => {
+            let value = value.to_string_lossy();
+            Err(Usage(format!("{VARIABLE}={value}: no such kernels; take portable or hopper, or unset it")))
+        }
+    }
+}
+
 /// What `--precision auto` takes on this CPU: bf16 where products of it are faster than those of f32.
 fn automatic_precision() -> Precision {
     if Isa::detect() == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 }
@@ -113,6 +140,7 @@ pub(super) fn automatic() -> &'static str {
 mod cuda {
     use mtdnn_raw::backend::cuda::backend::CudaBackend;
     use mtdnn_raw::backend::cuda::device::Device;
+    use mtdnn_raw::backend::cuda::launch::Kernels;
     use mtdnn_raw::backend::cuda::probe;
     use mtdnn_raw::backend::{Backend, BackendError};
     use mtdnn_raw::tensor::Precision;
@@ -124,13 +152,19 @@ mod cuda {
         probe::driver().is_ok_and(|driver| driver.is_some_and(|driver| !driver.devices.is_empty()))
     }
 
-    pub(super) fn backend(number: usize, precision: &str) -> Result<Box<dyn Backend>, BackendError> {
+    pub(super) fn backend(
+        number: usize,
+        precision: &str,
+        hopper: bool,
+    ) -> Result<Box<dyn Backend>, BackendError> {
+        let kernels = if hopper { Kernels::Hopper } else { Kernels::Portable };
         let precision = if precision == "f32" { Precision::F32 } else { Precision::Bf16 };
         let device = Device::new(number, &tools())?;
         device.images().notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let arithmetic = if precision == Precision::F32 { "f32" } else { "bf16" };
-        eprintln!("device: cuda:{number}, {}, {arithmetic}", device.name());
-        Ok(Box::new(CudaBackend::new(device, precision)?))
+        let of_hopper = if hopper { ", kernels for Hopper" } else { "" };
+        eprintln!("device: cuda:{number}, {}, {arithmetic}{of_hopper}", device.name());
+        Ok(Box::new(CudaBackend::new(device, precision)?.with_kernels(kernels)?))
     }
 }
 
@@ -142,7 +176,11 @@ mod cuda {
         false
     }
 
-    pub(super) fn backend(_number: usize, _precision: &str) -> Result<Box<dyn Backend>, BackendError> {
+    pub(super) fn backend(
+        _number: usize,
+        _precision: &str,
+        _hopper: bool,
+    ) -> Result<Box<dyn Backend>, BackendError> {
         let reason = "this program was built without its feature cuda".to_string();
         Err(BackendError::NoDevice { reason })
     }

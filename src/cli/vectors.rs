@@ -66,7 +66,7 @@ pub(super) fn each_batch(
     let extents_of = |lines: &Range<usize>| {
         let tokens = (dataset.offsets[lines.end] - dataset.offsets[lines.start]) as usize;
         let tokens = packing.most_rows(tokens, lines.len(), dataset.longest());
-        Extents { tokens, sequences: lines.len(), groups: lines.len(), predictions: 0 }
+        Extents { tokens, sequences: lines.len(), groups: lines.len(), predictions: 0, in_lines: false }
     };
     let capacity = batches.iter().map(extents_of).fold(Extents::default(), |a, b| a.max(&b));
     let recorded = loaded.model.encoding(false, capacity);

@@ -12,7 +12,7 @@ use super::san::Memory;
 use super::soft;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batch, TaskSpec};
-use crate::tensor::{DType, Extents, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
+use crate::tensor::{DType, Extents, LINE, Mode, Precision, Program, Rows, Tape, TokenIndex, Var};
 
 /// The shape of a multi-task model; its numbers lie in a backend's parameter buffer.
 #[derive(Clone, Debug)]
@@ -307,5 +307,24 @@ fn sequence_keys(tape: &mut Tape) -> Var {
 /// The extents of a batch.
 pub fn extents(batch: &Batch) -> Extents {
     let (tokens, sequences, groups) = (batch.tokens(), batch.sequences(), batch.examples());
-    Extents { tokens, sequences, groups, predictions: batch.marked.rows.len() }
+    let mut rows = batch.starts.iter().zip(&batch.ends);
+    let in_lines = rows.all(|(&start, &end)| start as usize / LINE == end.saturating_sub(1) as usize / LINE);
+    Extents { tokens, sequences, groups, predictions: batch.marked.rows.len(), in_lines }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_lies_in_lines_where_no_sequence_crosses_one() {
+        let in_lines = |rows: &[(u32, u32)]| {
+            let (starts, ends) = rows.iter().copied().unzip();
+            extents(&Batch { starts, ends, ..Batch::default() }).in_lines
+        };
+        assert!(in_lines(&[]));
+        assert!(in_lines(&[(200, 256), (0, 128), (128, 200)]));
+        assert!(!in_lines(&[(0, 129)]));
+        assert!(!in_lines(&[(0, 100), (100, 140)]));
+    }
 }

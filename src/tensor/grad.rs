@@ -400,7 +400,7 @@ mod tests {
         let (x, _) = tokens(&mut tape);
         linear(&mut tape, x, 2000, 3); // Another task's head.
         let loss = loss(&mut tape, x);
-        let extents = Extents { tokens: 5, sequences: 2, groups: 2, predictions: 0 };
+        let extents = Extents { tokens: 5, sequences: 2, groups: 2, predictions: 0, in_lines: false };
         let program = Program::training(tape, &[loss], 1.0, false, extents);
         assert_eq!(program.gradient_ranges(), [0..36, 36..60, 60..68, 1000..1004, 1004..1005]);
         let products = program.ops().iter().filter(|op| op.name() == "linear_weight_grad");

@@ -15,5 +15,5 @@ pub use op::{Activation, Dropout, MOST_STEPS, Op, Sink, TokenIndex, Var};
 pub use operands::Access;
 pub use plan::{Program, Space, Span};
 pub use precision::Precision;
-pub use shape::{DType, Extents, Rows, Shape};
+pub use shape::{DType, Extents, LINE, Rows, Shape};
 pub use tape::{Mode, Origin, Tape, Value};

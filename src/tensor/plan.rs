@@ -213,7 +213,7 @@ impl Program {
 /// Two programs that print the same compute the same, so the print is what a refactoring is checked by.
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Extents { tokens, sequences, groups, predictions } = self.capacity;
+        let Extents { tokens, sequences, groups, predictions, .. } = self.capacity;
         let steps = self.ops.len();
         write!(f, "{steps} steps for at most {tokens} tokens, {sequences} sequences, {groups} groups")?;
         if predictions > 0 {
@@ -391,7 +391,7 @@ mod tests {
             &[loss],
             1.0,
             true,
-            Extents { tokens: 9, sequences: 5, groups: 5, predictions: 0 },
+            Extents { tokens: 9, sequences: 5, groups: 5, predictions: 0, in_lines: false },
         );
         let expected = "\
 9 steps for at most 9 tokens, 5 sequences, 5 groups; arena 576 bytes

@@ -98,7 +98,7 @@ mod tests {
         let offset = tape.parameter("offset", 24, 1, 1);
         let scores = tape.linear(hidden, head, offset, Activation::Identity);
         let loss = tape.squared_error(scores, targets);
-        let extents = Extents { tokens: 1, sequences: 3, groups: 3, predictions: 0 };
+        let extents = Extents { tokens: 1, sequences: 3, groups: 3, predictions: 0, in_lines: false };
         let program = Program::training(tape, &[loss], 1.0, false, extents);
         for (var, dtype) in [
             (x, DType::F32),

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Rows of a line: the height of the tiles of products and of attention on a GPU.
+pub const LINE: usize = 128;
+
 /// How many rows of tokens, sequences, groups and predictions a batch holds, or a program has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extents {
@@ -13,6 +16,9 @@ pub struct Extents {
     pub groups: usize,
     /// Masked tokens whose words are to be predicted.
     pub predictions: usize,
+    /// Whether it is known that no sequence crosses a multiple of [`LINE`] rows, so that rows meet in attention only
+    /// within a line.
+    pub in_lines: bool,
 }
 
 impl Extents {
@@ -22,15 +28,17 @@ impl Extents {
             && self.sequences <= capacity.sequences
             && self.groups <= capacity.groups
             && self.predictions <= capacity.predictions
+            && self.in_lines >= capacity.in_lines
     }
 
-    /// The larger of each extent.
+    /// The larger of each extent: what holds either batch.
     pub fn max(&self, other: &Extents) -> Extents {
         Extents {
             tokens: self.tokens.max(other.tokens),
             sequences: self.sequences.max(other.sequences),
             groups: self.groups.max(other.groups),
             predictions: self.predictions.max(other.predictions),
+            in_lines: self.in_lines && other.in_lines,
         }
     }
 }

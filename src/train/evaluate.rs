@@ -114,7 +114,13 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
             let sequences = sum(&|example| dataset.sequences_of(example).len());
             let tokens = packing.most_rows(tokens, sequences, dataset.longest());
             let predictions = sum(&|example| dataset.marked_of(example));
-            capacity = capacity.max(&Extents { tokens, sequences, groups: examples.len(), predictions });
+            capacity = capacity.max(&Extents {
+                tokens,
+                sequences,
+                groups: examples.len(),
+                predictions,
+                in_lines: false,
+            });
         }
     }
     capacity
@@ -123,7 +129,7 @@ pub fn evaluation_capacity<'a>(sets: impl IntoIterator<Item = &'a Dataset>, line
 /// The room that training on such batches of a set needs, in lines of `line` rows.
 pub fn training_capacity(dataset: &Dataset, batching: &Batching, line: usize) -> Extents {
     let Capacity { tokens, sequences, groups, predictions, soft: _ } = Capacity::of(dataset, batching, line);
-    Extents { tokens, sequences, groups, predictions }
+    Extents { tokens, sequences, groups, predictions, in_lines: false }
 }
 
 /// A task's metrics from its logits over a labelled set, `[sequences, outputs]`, or `[marks, outputs]` where its head reads

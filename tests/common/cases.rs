@@ -24,7 +24,7 @@ pub struct Case {
 impl Case {
     /// Three sequences of 5, 1 and 9 tokens in two groups; four tokens are masked.
     pub fn new() -> Self {
-        let extents = Extents { tokens: 15, sequences: 3, groups: 2, predictions: 4 };
+        let extents = Extents { tokens: 15, sequences: 3, groups: 2, predictions: 4, in_lines: false };
         Self {
             tape: Tape::new(Mode::Training),
             parameters: Vec::new(),

@@ -13,7 +13,7 @@ use mtdnn_raw::tensor::{Precision, Program, Space, Span};
 use mtdnn_raw::train::check::{Side, check, check_programs};
 
 /// A two-layer encoder whose heads are of a size that the tensor-core kernels take.
-fn config(hidden_act: HiddenAct, heads: usize) -> BertConfig {
+pub fn config(hidden_act: HiddenAct, heads: usize) -> BertConfig {
     BertConfig {
         vocab_size: 40,
         hidden_size: 64,

@@ -1,7 +1,7 @@
 //! A backend that runs the CUDA kernels on the host: programs are lowered as for a GPU, and launches emulated.
 
 use mtdnn_raw::backend::cuda::elementwise::round_to_bf16;
-use mtdnn_raw::backend::cuda::launch::{Address, Launch, Launches, Step};
+use mtdnn_raw::backend::cuda::launch::{Address, Kernels, Launch, Launches, Step};
 use mtdnn_raw::backend::cuda::lower::{Places, lower, lower_one};
 use mtdnn_raw::backend::cuda::update::{Buffers, Clip, UpdateGroup, update};
 use mtdnn_raw::backend::{Backend, BackendError, Group, Optimizer, Sizes, StepScalars, Ticket};
@@ -17,6 +17,7 @@ pub struct EmulatedBackend {
     emulation: &'static Emulation,
     precision: Precision,
     line: usize,
+    kernels: Kernels,
     memory: Memory,
     sizes: Sizes,
     spaces: [Address; 5],
@@ -34,7 +35,27 @@ impl EmulatedBackend {
         let (sizes, spaces) = (Sizes::default(), [0; 5]);
         let emulation = Emulation::get()?;
         let (copy, step, groups, clip, kept) = (0, 0, 0, 0, Vec::new());
-        Some(Self { emulation, precision, line, memory, sizes, spaces, copy, step, groups, clip, kept })
+        let kernels = Kernels::default();
+        Some(Self {
+            emulation,
+            precision,
+            line,
+            kernels,
+            memory,
+            sizes,
+            spaces,
+            copy,
+            step,
+            groups,
+            clip,
+            kept,
+        })
+    }
+
+    /// The same with other kernels.
+    #[allow(dead_code, reason = "not every test chooses them")]
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
     }
 
     fn address(&self, span: Span) -> Address {
@@ -45,6 +66,7 @@ impl EmulatedBackend {
     fn launch(&mut self, extents: Extents, make: &dyn Fn(&Self, &mut Launches)) {
         let launches = |scratch: Address| {
             let mut launches = Launches::new(self.step, extents, scratch);
+            launches.kernels = self.kernels;
             make(self, &mut launches);
             launches
         };

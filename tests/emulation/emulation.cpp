@@ -61,26 +61,23 @@ const char* find_fault(const Launch& launch, u32 threads, u64 argument_bytes) {
     return nullptr;
 }
 
-/// The running thread, which is noted to have called the machine from `place`.
+}  // namespace
+
 Thread& called_from(const void* place) {
     Thread& thread = machine->thread();
     thread.place = place;
     return thread;
 }
 
-}  // namespace
-
-#define THE_CALLER called_from(__builtin_return_address(0))
-
-i32 run(Launch& launch, const char* kernel, u32 threads, u64 argument_bytes, void (*body)(const void*)) {
+i32 run(Launch& launch, const Kernel& kernel) {
     launch.address = 0;
-    if (const char* why = find_fault(launch, threads, argument_bytes)) {
+    if (const char* why = find_fault(launch, kernel.threads, kernel.argument_bytes)) {
         snprintf(launch.message, launch.message_bytes, "kernel %s, %u threads, %u bytes of shared memory: %s",
-                 kernel, launch.threads, launch.shared, why);
+                 kernel.name, launch.threads, launch.shared, why);
         return 1;
     }
     machine = take_machine();
-    i32 result = machine->run(launch, kernel, body);
+    i32 result = machine->run(launch, kernel);
     give_back(machine);
     machine = nullptr;
     return result;

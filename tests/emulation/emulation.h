@@ -47,8 +47,19 @@ struct Position {
 /// The thread that runs; null outside of kernels.
 extern __thread Position* current __attribute__((tls_model("initial-exec")));
 
-/// Runs a kernel whose threads each call `body` with the arguments; 0, or 1 after a failure.
-i32 run(Launch& launch, const char* kernel, u32 threads, u64 argument_bytes, void (*body)(const void* arguments));
+/// What a kernel is made for.
+struct Kernel {
+    const char* name;
+    u32 threads;
+    u64 argument_bytes;
+    /// What the start of its shared memory is a multiple of.
+    u64 alignment;
+    /// What each thread does.
+    void (*body)(const void* arguments);
+};
+
+/// Runs a kernel; 0, or 1 after a failure.
+i32 run(Launch& launch, const Kernel& kernel);
 
 void sync_block();
 void sync_warp();
@@ -64,15 +75,15 @@ void multiply_add(f32* d, const u32* a, u32 b0, u32 b1);
 
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
-#define KERNEL(name, Arguments, threads, blocks)                                                                   \
+#define KERNEL(name, Arguments, threads, blocks) KERNEL_ALIGNED(name, Arguments, threads, blocks, 128)
+#define KERNEL_ALIGNED(name, Arguments, threads, blocks, alignment)                                                \
     static __attribute__((noinline)) void name##_thread(const Arguments& args);                                    \
     extern "C" __attribute__((visibility("default"))) i32 name(emulation::Launch* launch) {                        \
         static_assert(std::is_trivially_copyable<Arguments>::value, "arguments are passed as bytes");              \
         static_assert(sizeof(Arguments) <= emulation::MOST_ARGUMENT_BYTES, "arguments are too large");             \
         static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1, "launch bounds");                 \
-        return emulation::run(*launch, #name, threads, sizeof(Arguments), [](const void* arguments) {              \
-            name##_thread(*static_cast<const Arguments*>(arguments));                                              \
-        });                                                                                                        \
+        auto body = [](const void* arguments) { name##_thread(*static_cast<const Arguments*>(arguments)); };       \
+        return emulation::run(*launch, {#name, threads, sizeof(Arguments), alignment, body});                      \
     }                                                                                                              \
     static void name##_thread([[maybe_unused]] const Arguments& args)
 

@@ -54,8 +54,19 @@ void Machine::fail(u64 address, const char* format, ...) {
 void Machine::report_stuck() {
     auto waits_at = [&](const Thread& thread) -> std::string {
         if (thread.state == State::ENDED) return "ended";
-        bool block = thread.state == State::BLOCK_BARRIER;
-        return std::string("at ") + (block ? "sync_block" : name_of(warps[thread.thread / WARP].operation));
+        if (thread.state == State::BLOCK_BARRIER) return "at sync_block";
+        if (thread.state == State::NAMED_BARRIER) {
+            const NamedBarrier& barrier = named_barriers[thread.named_barrier];
+            return "at the barrier " + std::to_string(thread.named_barrier) + " (" +
+                   std::to_string(barrier.threads - barrier.arrived) + " threads missing)";
+        }
+        if (thread.state == State::SHARED_BARRIER) {
+            const Barrier& barrier = barrier_at(thread.shared_barrier);
+            return "at barrier_wait for parity " + std::to_string(thread.parity) + " (" +
+                   std::to_string(barrier.missing) + " arrivals and " + std::to_string(barrier.missing_bytes) +
+                   " bytes missing)";
+        }
+        return std::string("at ") + name_of(warps[thread.thread / WARP].operation);
     };
     constexpr u32 MOST_RUNS = 8;
     std::string text;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
-use mtdnn_raw::backend::cuda::launch::Launch;
+use mtdnn_raw::backend::cuda::launch::{Launch, TensorMap};
 use sha2::{Digest, Sha256};
 
 use super::memory::Memory;
@@ -75,6 +75,16 @@ struct RawLaunch {
     address: u64,
 }
 
+/// The twin of `TensorMap` in `hopper_emulation.h`.
+fn encode(map: &TensorMap) -> [u64; 16] {
+    const MARK: u32 = 0x3a9d_f00d;
+    let TensorMap { address, columns, rows, stride, box_rows } = *map;
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let mut words = [0; 16];
+    words[..4].copy_from_slice(&[address, 2 * u64::from(stride), pair(columns, rows), pair(box_rows, MARK)]);
+    words
+}
+
 type Kernel = unsafe extern "C" fn(*mut RawLaunch) -> i32;
 
 /// The kernels, ready to run.
@@ -123,14 +133,15 @@ impl Emulation {
 
     fn launch(&self, order: Order, memory: &Memory, launch: &Launch) -> Result<(), String> {
         let kernel = self.kernel(launch.kernel)?;
+        let argument = launch.argument(|map| Ok::<_, String>(encode(map)))?;
         let mut message = [0; 4096];
         let mut raw = RawLaunch {
             grid: launch.grid,
             threads: launch.threads,
             shared: launch.shared,
             order: order.number(),
-            arguments: launch.arguments.as_ptr().cast(),
-            argument_bytes: launch.arguments.len() as u64,
+            arguments: argument.as_ptr().cast(),
+            argument_bytes: argument.len() as u64,
             message: message.as_mut_ptr(),
             message_bytes: message.len() as u64,
             address: 0,

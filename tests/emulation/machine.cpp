@@ -13,6 +13,9 @@ __thread Machine* machine = nullptr;
 
 namespace {
 
+/// Of a multiprocessor.
+constexpr u32 REGISTERS = 64 * 1024;
+
 u8* reserve(u64 bytes) {
     void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) abort();
@@ -39,10 +42,11 @@ Machine::Machine() {
     shared_end = reserve(GUARD + shared_bytes + GUARD) + GUARD + shared_bytes;
 }
 
-i32 Machine::run(Launch& given, const char* name, void (*given_body)(const void*)) {
+i32 Machine::run(Launch& given, const Kernel& of_launch) {
     launch = &given;
-    kernel = name;
-    body = given_body;
+    kernel = of_launch.name;
+    body = of_launch.body;
+    alignment = of_launch.alignment;
     failed = false;
     random_state = given.order;
     warp_count = given.threads / WARP;
@@ -51,7 +55,7 @@ i32 Machine::run(Launch& given, const char* name, void (*given_body)(const void*
         protect(stacks + stacks_made * (STACK + GUARD), STACK, PROT_READ | PROT_WRITE);
     }
     // As near to the guard as the alignment allows.
-    u64 room = (given.shared + 127ull) / 128 * 128, pages = (room + page - 1) / page * page;
+    u64 room = (given.shared + alignment - 1) / alignment * alignment, pages = (room + page - 1) / page * page;
     shared = shared_end - room;
     shared_pages = shared_end - pages;
     protect(shared_end - shared_bytes, shared_bytes - pages, PROT_NONE);
@@ -86,9 +90,22 @@ void Machine::run_block(u64 block) {
         thread.place = nullptr;
         thread.copies.clear();
         thread.groups = 0;
+        thread.stores.clear();
+        thread.store_groups = 0;
+        thread.registers = REGISTERS / launch->threads / 8 * 8;
         make_fiber(thread.fiber, stacks + index * (STACK + GUARD), STACK, start_thread);
     }
     ended = at_barrier = 0;
+    barriers.clear();
+    loads.clear();
+    for (NamedBarrier& barrier : named_barriers) barrier = {0, 0};
+    for (u32 index = 0; index < warp_count; ++index) {
+        Products& products = warps[index].products;
+        products.list.clear();
+        products.sums.clear();
+        products.groups = 0;
+        products.open = false;
+    }
     make_ready(0, launch->threads);
     Thread* first = choose();
     current = first;
@@ -97,6 +114,24 @@ void Machine::run_block(u64 block) {
         describe("kernel %s, block (%u, %u, %u): something beside the %u bytes of shared memory was written",
                  kernel, x, y, z, launch->shared);
     }
+    const char* leftover = failed ? nullptr : find_leftover();
+    if (leftover != nullptr) describe("kernel %s, block (%u, %u, %u): %s", kernel, x, y, z, leftover);
+}
+
+const char* Machine::find_leftover() {
+    u32 registers = 0;
+    for (u32 index = 0; index < launch->threads; ++index) {
+        registers += threads[index].registers;
+        if (!threads[index].stores.empty()) return "ends without waiting for stores of boxes";
+    }
+    if (registers > REGISTERS / launch->threads / 8 * 8 * launch->threads) {
+        return "asks for more registers than it was launched with, and would wait for ever";
+    }
+    if (!loads.empty()) return "ends without waiting for copies of boxes";
+    for (u32 index = 0; index < warp_count; ++index) {
+        if (!warps[index].products.list.empty()) return "ends without waiting for products";
+    }
+    return nullptr;
 }
 
 void Machine::run_thread() {
@@ -138,7 +173,11 @@ void Machine::wait_for_warp(Thread& thread, Operation operation, void* operand) 
     thread.state = State::WARP_OPERATION;
     --mine.ready;
     if (++mine.waiting == WARP) {
-        perform(operation, mine.operands);
+        if (operation >= Operation::SET_REGISTERS) {
+            perform_for_warpgroup(operation, mine);
+        } else {
+            perform(operation, mine.operands);
+        }
         make_ready(thread.thread / WARP * WARP, WARP);
     }
     go_on(thread);
@@ -154,9 +193,21 @@ void Machine::make_ready(u32 first, u32 count) {
     choose_warp();
 }
 
+/// Lets one thread run on that waited at a barrier.
+void Machine::make_ready(Thread& thread) {
+    thread.state = State::READY;
+    ++warps[thread.thread / WARP].ready;
+}
+
+void Machine::give_way(Thread& from) {
+    choose_warp();
+    go_on(from);
+}
+
 /// Lets others run until it is this thread's turn again.
 void Machine::go_on(Thread& from) {
     Thread* to = choose();
+    if (to == nullptr && land_awaited_loads()) to = choose();
     if (to == nullptr) report_stuck();
     if (to == &from) return;
     current = to;

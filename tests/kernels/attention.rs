@@ -1,7 +1,7 @@
 //! Attention against its definition in double precision.
 
 use mtdnn_raw::backend::cuda::attention;
-use mtdnn_raw::backend::cuda::launch::DropoutSite;
+use mtdnn_raw::backend::cuda::launch::{DropoutSite, Kernels, Launches, Operand, RowCount};
 use mtdnn_raw::random::philox4x32_10;
 use mtdnn_raw::tensor::{DType, Dropout, Extents, Rows};
 
@@ -24,6 +24,10 @@ impl Packed {
         let starts = sequences.iter().map(|(start, _)| *start).collect();
         let ends = sequences.iter().map(|(start, length)| start + length).collect();
         Self { rows, starts, ends }
+    }
+
+    fn extents(&self, in_lines: bool) -> Extents {
+        Extents { tokens: self.rows, sequences: self.starts.len(), groups: 0, predictions: 0, in_lines }
     }
 
     fn sequences(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
@@ -128,13 +132,24 @@ fn error(got: &[f32], expected: &[f64], cols: usize, columns: std::ops::Range<us
 
 /// Runs both directions and compares all values; `tolerances` are those of the context and of the gradients.
 fn check(dtype: DType, size: usize, packed: &Packed, dropout: Dropout, tolerances: [f64; 2]) {
+    let bench = Bench::new(packed.extents(false));
+    check_on(bench, dtype, size, packed, dropout, tolerances);
+}
+
+/// The same where the kernels and the buffers are those of `bench`.
+fn check_on(
+    mut bench: Bench,
+    dtype: DType,
+    size: usize,
+    packed: &Packed,
+    dropout: Dropout,
+    tolerances: [f64; 2],
+) {
     let Some(emulation) = Emulation::get() else { return };
     let (rows, hidden) = (packed.rows, HEADS * size);
     let (qkv, d_context) = (inputs(1, dtype, rows * 3 * hidden), inputs(2, dtype, rows * hidden));
     let expected = exact(&qkv, &d_context, packed, size, dropout);
 
-    let mut bench =
-        Bench::new(Extents { tokens: rows, sequences: packed.starts.len(), groups: 0, predictions: 0 });
     let places = bench.memory.words("places", &packed.places());
     let starts = bench.memory.words("starts", &packed.starts);
     let ends = bench.memory.words("ends", &packed.ends);
@@ -149,7 +164,13 @@ fn check(dtype: DType, size: usize, packed: &Packed, dropout: Dropout, tolerance
         attention::backward(list, qkv, places, starts, ends, HEADS, site, log_sum_exp, d_context, d_qkv);
     });
 
-    let (context, log_sum_exp, d_qkv) = (bench.read(context), bench.read(statistics), bench.read(d_qkv));
+    let read = |operand: Operand| {
+        let mut values = bench.read(operand);
+        let beyond = values.split_off(rows * operand.cols as usize);
+        assert!(beyond.iter().all(|x| x.is_nan()), "rows beyond the batch were written: {packed:?}");
+        values
+    };
+    let (context, log_sum_exp, d_qkv) = (read(context), read(statistics), read(d_qkv));
     let third =
         |third: usize| error(&d_qkv, &expected.d_qkv, 3 * hidden, third * hidden..(third + 1) * hidden);
     for (name, error, tolerance) in [
@@ -225,4 +246,56 @@ fn plain_multipliers_attend_as_defined() {
         check(DType::F32, size, &batches()[2], Dropout::new(0.3, 2), F32);
     }
     check(DType::Bf16, 20, &batches()[2], Dropout::new(0.3, 2), BF16);
+}
+
+/// Batches none of whose sequences crosses a line: rows that are nobody's, and lines that end with the batch.
+fn batches_in_lines() -> Vec<Packed> {
+    vec![
+        Packed::new(128, &[(0, 128)]),
+        Packed::new(128, &[(8, 63), (0, 1), (71, 53), (1, 7)]),
+        Packed::new(300, &[(0, 50), (50, 31), (128, 127), (259, 41)]),
+        Packed::new(2, &[(0, 2)]),
+        Packed::new(63, &[(0, 61)]),
+        Packed::new(193, &[(128, 65), (3, 60)]),
+    ]
+}
+
+#[test]
+fn hopper_attends_within_lines_as_defined() {
+    for packed in batches_in_lines() {
+        for dropout in dropouts() {
+            for size in [64, 32] {
+                check_on(Bench::hopper(packed.extents(true)), DType::Bf16, size, &packed, dropout, BF16);
+            }
+        }
+    }
+}
+
+/// What attention over heads of `size` launches, forward and backward.
+fn launched(kernels: Kernels, dtype: DType, heads: usize, size: usize, in_lines: bool) -> Vec<&'static str> {
+    let extents = Extents { tokens: 128, sequences: 1, in_lines, ..Extents::default() };
+    let operand = |thirds: usize| {
+        let (rows, cols) = (RowCount::new(Rows::Tokens), (thirds * heads * size) as u32);
+        Operand { address: 1 << 20, dtype, rows, most_rows: 128, cols }
+    };
+    let mut list = Launches::new(0, extents, 0);
+    list.kernels = kernels;
+    let off = DropoutSite::off();
+    attention::forward(&mut list, operand(3), 0, 0, 0, heads, off, operand(1), 0);
+    attention::backward(&mut list, operand(3), 0, 0, 0, heads, off, 0, operand(1), operand(3));
+    list.list.iter().map(|launch| launch.kernel).collect()
+}
+
+#[test]
+fn hopper_attends_only_where_it_is_asked_to_and_can() {
+    use Kernels::{Hopper, Portable};
+    let hopper = |size| launched(Hopper, DType::Bf16, 2, size, true);
+    assert_eq!(hopper(64), ["attention_lines_64", "attention_grad_lines_64"]);
+    assert_eq!(hopper(32), ["attention_lines_32", "attention_grad_lines_32"]);
+    let portable = ["attention_64", "attention_grad_queries_64", "attention_grad_keys_64"];
+    assert_eq!(launched(Portable, DType::Bf16, 2, 64, true), portable);
+    assert_eq!(launched(Hopper, DType::Bf16, 2, 64, false), portable, "a sequence crosses a line");
+    assert_eq!(hopper(128)[0], "attention_128");
+    assert_eq!(launched(Hopper, DType::Bf16, 3, 32, true)[0], "attention_32", "half a box is left over");
+    assert_eq!(launched(Hopper, DType::F32, 2, 64, true)[0], "attention_f32");
 }

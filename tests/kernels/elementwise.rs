@@ -141,7 +141,8 @@ fn rows_are_gathered_and_put_back() {
     for (i, (tokens, cols)) in SHAPES.into_iter().enumerate() {
         for dtype in FLOATS {
             let rows: Vec<u32> = (0..tokens as u32).filter(|row| row % 3 == 0).collect();
-            let extents = Extents { tokens, sequences: rows.len(), groups: 0, predictions: 0 };
+            let extents =
+                Extents { tokens, sequences: rows.len(), groups: 0, predictions: 0, in_lines: false };
             let add = i % 2 == 1;
             let (x, d_out) = (numbers(1, dtype, tokens * cols), numbers(2, dtype, rows.len() * cols));
             let before = numbers(3, dtype, tokens * cols);

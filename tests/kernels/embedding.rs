@@ -54,7 +54,13 @@ impl Batch {
     }
 
     pub fn extents(&self) -> Extents {
-        Extents { tokens: self.ids.len(), sequences: self.starts.len(), groups: 0, predictions: 0 }
+        Extents {
+            tokens: self.ids.len(),
+            sequences: self.starts.len(),
+            groups: 0,
+            predictions: 0,
+            in_lines: false,
+        }
     }
 
     fn tokens(&self) -> cpu::Tokens<'_> {

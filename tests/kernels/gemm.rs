@@ -191,7 +191,7 @@ fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static st
             Epilogue::ActivationGradient { activation, before: beside_at, d_bias: d_bias_at, add }
         }
     };
-    let extents = Extents { tokens: capacity, sequences: 1, groups: 1, predictions: 0 };
+    let extents = Extents { tokens: capacity, sequences: 1, groups: 1, predictions: 0, in_lines: false };
     let mut launches = Launches::new(step_at, extents, scratch);
     launches.processors = case.processors;
     product(

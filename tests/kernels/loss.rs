@@ -12,7 +12,7 @@ use super::support::{Bench, assert_near, numbers};
 const D_LOSS: f32 = 0.7;
 
 fn of_sequences(sequences: usize) -> Bench {
-    Bench::new(Extents { tokens: 0, sequences, groups: 0, predictions: 0 })
+    Bench::new(Extents { tokens: 0, sequences, groups: 0, predictions: 0, in_lines: false })
 }
 
 /// The loss and the gradient of the logits.
@@ -111,7 +111,13 @@ fn ranking_is_the_cpus() {
         let expected = cpu::ranking(&scores, &groups, &positives, gamma);
         let mut gradient = vec![0.0; sequences * columns];
         cpu::ranking_gradient(&scores, &groups, &positives, gamma, D_LOSS, &mut gradient);
-        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups: sizes.len(), predictions: 0 });
+        let mut bench = Bench::new(Extents {
+            tokens: 0,
+            sequences,
+            groups: sizes.len(),
+            predictions: 0,
+            in_lines: false,
+        });
         let candidates = Candidates {
             scores: bench.value("scores", DType::F32, Rows::Sequences, columns, &scores),
             groups: bench.memory.words("groups", &groups),
@@ -154,7 +160,7 @@ fn soft_cross_entropy_is_the_cpus() {
         let mut gradient = vec![0.0; count];
         cpu::soft_cross_entropy_gradient(&logits, &targets, choices, factor, D_LOSS, &mut gradient);
         let (sequences, groups) = if grouped { (count, sizes.len()) } else { (sizes.len(), 0) };
-        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups, predictions: 0 });
+        let mut bench = Bench::new(Extents { tokens: 0, sequences, groups, predictions: 0, in_lines: false });
         let cols = classes.max(1);
         let soft = SoftChoices {
             logits: bench.value("logits", DType::F32, Rows::Sequences, cols, &logits),

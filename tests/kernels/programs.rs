@@ -1,14 +1,14 @@
 //! Whole programs through the emulation: every operation of models with each head, one by one and fused, and whole
 //! training steps, against the CPU backend.
 
-use mtdnn_raw::backend::cuda::launch::Launches;
+use mtdnn_raw::backend::cuda::launch::{Kernels, Launches};
 use mtdnn_raw::backend::cuda::lower::{Places, lower};
 use mtdnn_raw::nn::{HiddenAct, extents};
 use mtdnn_raw::tensor::{Precision, Var};
 
 use super::cases::assert_cases_agree;
 use super::emulation::EmulatedBackend;
-use super::steps::{Fixture, PretrainingFixture, TASKS};
+use super::steps::{Fixture, PretrainingFixture, TASKS, config};
 
 #[test]
 fn every_case_agrees_with_the_cpu() {
@@ -56,6 +56,21 @@ fn pretraining_agrees_with_the_cpu() {
         }
         let Some(mut emulated) = EmulatedBackend::new(precision, 128) else { return };
         PretrainingFixture::new(act, heads, 128).assert_steps_agree(&mut emulated);
+    }
+}
+
+#[test]
+fn steps_with_kernels_for_hopper_agree_with_the_cpu() {
+    for heads in [1, 2] {
+        let Some(emulated) = EmulatedBackend::new(Precision::Bf16, 128) else { return };
+        let mut emulated = emulated.with_kernels(Kernels::Hopper);
+        let config = config(HiddenAct::Gelu, heads);
+        let within = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90]);
+        within.assert_operations_agree(&mut emulated);
+        let across = Fixture::of_lengths(&config, &[128, 1, 70, 30, 90, 130]);
+        let batches = [&within.batch, &across.batch];
+        assert_eq!(batches.map(|batch| extents(batch).in_lines), [true, false]);
+        across.assert_steps_agree(&mut emulated, &batches);
     }
 }
 

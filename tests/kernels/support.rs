@@ -3,7 +3,7 @@
 use half::bf16;
 use mtdnn_raw::backend::StepScalars;
 use mtdnn_raw::backend::cpu::philox::Stream;
-use mtdnn_raw::backend::cuda::launch::{Address, Launches, Operand, RowCount, Step, Target};
+use mtdnn_raw::backend::cuda::launch::{Address, Kernels, Launches, Operand, RowCount, Step, Target};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Rows, Shape};
 
@@ -18,23 +18,36 @@ pub struct Bench {
     pub memory: Memory,
     pub extents: Extents,
     capacity: Extents,
+    kernels: Kernels,
 }
 
 impl Bench {
     pub fn new(extents: Extents) -> Self {
-        let Extents { tokens, sequences, groups, predictions } = extents;
+        let Extents { tokens, sequences, groups, predictions, in_lines } = extents;
         let capacity = Extents {
             tokens: tokens + 37,
             sequences: sequences + 5,
             groups: groups + 3,
             predictions: predictions + 21,
+            in_lines,
         };
-        Self { memory: Memory::new(), extents, capacity }
+        Self { memory: Memory::new(), extents, capacity, kernels: Kernels::Portable }
+    }
+
+    /// The same for Hopper's kernels, whose boxes reach beyond the batch: buffers have rows for the capacity, those
+    /// beyond the batch NaN.
+    pub fn hopper(extents: Extents) -> Self {
+        Self { kernels: Kernels::Hopper, ..Self::new(extents) }
+    }
+
+    /// The rows that buffers have.
+    fn room(&self) -> &Extents {
+        if self.kernels == Kernels::Hopper { &self.capacity } else { &self.extents }
     }
 
     /// A batch of so many tokens.
     pub fn of_tokens(tokens: usize) -> Self {
-        Self::new(Extents { tokens, sequences: 0, groups: 0, predictions: 0 })
+        Self::new(Extents { tokens, sequences: 0, groups: 0, predictions: 0, in_lines: false })
     }
 
     fn operand(&self, address: Address, dtype: DType, rows: Rows, cols: usize) -> Operand {
@@ -45,7 +58,9 @@ impl Bench {
     /// A value that lies as the planner places it.
     pub fn value(&mut self, name: &str, dtype: DType, rows: Rows, cols: usize, values: &[f32]) -> Operand {
         assert_eq!(values.len(), Shape::new(rows, cols).len(&self.extents), "{name}");
-        let address = self.memory.floats(name, dtype, values);
+        let mut padded = values.to_vec();
+        padded.resize(Shape::new(rows, cols).len(self.room()), f32::NAN);
+        let address = self.memory.floats(name, dtype, &padded);
         self.operand(address, dtype, rows, cols)
     }
 
@@ -57,7 +72,7 @@ impl Bench {
 
     /// A value that is to be stored.
     pub fn output(&mut self, name: &str, dtype: DType, rows: Rows, cols: usize) -> Operand {
-        let address = self.memory.poison(name, dtype, Shape::new(rows, cols).len(&self.extents));
+        let address = self.memory.poison(name, dtype, Shape::new(rows, cols).len(self.room()));
         self.operand(address, dtype, rows, cols)
     }
 
@@ -82,11 +97,15 @@ impl Bench {
         let Stream { seed, step } = STREAM;
         let step = Step::new(&StepScalars { extents: self.extents, seed, step });
         let step = self.memory.words("step", bytemuck::cast_slice(&[step]));
-        let mut launches = Launches::new(step, self.capacity, 0);
-        build(&mut launches);
+        let make = |scratch| {
+            let mut launches = Launches::new(step, self.capacity, scratch);
+            launches.kernels = self.kernels;
+            build(&mut launches);
+            launches
+        };
+        let launches = make(0);
         let scratch = self.memory.poison("scratch", DType::F32, launches.scratch_bytes().div_ceil(4).max(1));
-        let mut launches = Launches::new(step, self.capacity, scratch);
-        build(&mut launches);
+        let launches = make(scratch);
         emulation.run(&self.memory, &launches.list).unwrap();
     }
 

@@ -107,7 +107,8 @@ impl Numbers {
 
     fn computed(&self, emulation: &Emulation, case: &Case) -> Outcome<f32> {
         let Case { rows, inputs, classes, block, dtype, as_parameters, add } = *case;
-        let mut bench = Bench::new(Extents { tokens: 0, sequences: 0, groups: 0, predictions: rows });
+        let mut bench =
+            Bench::new(Extents { tokens: 0, sequences: 0, groups: 0, predictions: rows, in_lines: false });
         let count = Rows::Predictions;
         let weight = match as_parameters {
             true => bench.parameter("weight", dtype, inputs, &self.weight),

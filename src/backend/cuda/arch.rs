@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::nvrtc::ARCHITECTURES;
+use super::nvrtc::{ARCHITECTURES, HOPPER};
 
 /// An architecture of NVIDIA's devices: `sm_90a`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +30,11 @@ impl Arch {
     /// What stands behind `sm_`.
     pub fn name(&self) -> &str {
         &self.0
+    }
+
+    /// Whether devices of it have Hopper's matrix instructions: compute capability 9.0.
+    pub fn is_hopper(&self) -> bool {
+        self.0 == HOPPER
     }
 
     /// Whether a device of this architecture runs what was compiled for `other`: the same major number and no later

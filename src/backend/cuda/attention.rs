@@ -1,8 +1,9 @@
 //! Attention's launches: `kernels/attention.cu` on tensor cores where it has the head size, else
-//! `kernels/attention_f32.cu`.
+//! `kernels/attention_f32.cu`; `hopper_attention` has those that come before both where they can.
 
 use bytemuck::{Pod, Zeroable};
 
+use super::hopper_attention;
 use super::launch::{Address, DropoutSite, Launches, Operand, RowCount, blocks};
 use crate::tensor::DType;
 
@@ -12,7 +13,7 @@ const LARGEST_HEAD: usize = 256;
 /// The twin of `Input` in `kernels/attention.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Input {
+pub(super) struct Input {
     step: Address,
     places: Address,
     starts: Address,
@@ -28,7 +29,7 @@ struct Input {
 /// The twin of `Forward`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Forward {
+pub(super) struct Forward {
     input: Input,
     context: Address,
     log_sum_exp: Address,
@@ -131,8 +132,11 @@ pub fn forward(
 ) {
     let input = input(launches, qkv, [places, starts, ends], heads, dropout);
     assert_matches("context", context, qkv, input.hidden);
-    let kernels = Kernels::new(qkv.dtype, input.hidden as usize / heads);
     let arguments = Forward { input, context: context.address, log_sum_exp };
+    if let Some(lines) = hopper_attention::lines(launches, qkv, heads) {
+        return hopper_attention::forward(launches, &lines, qkv, &arguments);
+    }
+    let kernels = Kernels::new(qkv.dtype, input.hidden as usize / heads);
     push(launches, &kernels, 0, qkv, heads, &arguments);
 }
 
@@ -154,6 +158,10 @@ pub fn backward(
     let input = input(launches, qkv, [places, starts, ends], heads, dropout);
     assert_matches("d_context", d_context, qkv, input.hidden);
     assert_matches("d_qkv", d_qkv, qkv, qkv.cols);
+    if let Some(lines) = hopper_attention::lines(launches, qkv, heads) {
+        let arguments = hopper_attention::Backward { input, log_sum_exp, d_qkv: d_qkv.address };
+        return hopper_attention::backward(launches, &lines, [qkv, d_context], &arguments);
+    }
     let kernels = Kernels::new(qkv.dtype, input.hidden as usize / heads);
     // The kernels on tensor cores write the statistics of whole blocks.
     let stride = qkv.most_rows.next_multiple_of(kernels.block_rows);

@@ -12,14 +12,12 @@ use cudarc::driver::CudaEvent;
 
 use super::device::{Device, Graph, Memory, Pinned};
 use super::elementwise::round_to_bf16;
-use super::launch::{Address, Launch, Launches, Step};
+use super::launch::{Address, Kernels, Launch, Launches, Step};
 use super::lower::{Places, lower, lower_one};
 use super::update::{self, Buffers, Clip, UpdateGroup};
 use crate::backend::{Backend, BackendError, Group, KEPT, Optimizer, Sizes, StepScalars, Ticket};
-use crate::tensor::{Extents, Op, Origin, Precision, Program, Space, Span, Var};
+use crate::tensor::{Extents, LINE, Op, Origin, Precision, Program, Space, Span, Var};
 
-/// Rows of a line: the height of the tiles of products and of attention.
-const LINE: usize = 128;
 /// Sequences and groups are rounded up to a multiple of this, so that few graphs serve all batches.
 const FEW: usize = 32;
 /// Parts of the slab start at multiples of this.
@@ -34,6 +32,7 @@ pub struct CudaBackend {
     precision: Precision,
     /// Whether launches are replayed as graphs; without, they are queued one by one, to the same bits.
     graphs: bool,
+    kernels: Kernels,
     sizes: Sizes,
     slab: Memory,
     layout: Layout,
@@ -136,6 +135,7 @@ impl CudaBackend {
         Ok(Self {
             precision,
             graphs: true,
+            kernels: Kernels::default(),
             sizes: Sizes::default(),
             slab: device.allocate(0)?,
             layout: Layout::default(),
@@ -154,6 +154,23 @@ impl CudaBackend {
     /// The same, but kernels are launched one by one: what graphs are checked against.
     pub fn without_graphs(self) -> Self {
         Self { graphs: false, ..self }
+    }
+
+    /// The same with other kernels.
+    ///
+    /// # Errors
+    /// If the device does not run them.
+    pub fn with_kernels(self, kernels: Kernels) -> Result<Self, BackendError> {
+        let arch = &self.device.images().arch;
+        if kernels == Kernels::Hopper && !arch.is_hopper() {
+            let name = self.device.name();
+            let reason = format!(
+                "MTDNN_KERNELS=hopper asks for kernels for compute capability 9.0, and {name} is {arch}; unset it, \
+                 or set it to portable"
+            );
+            return Err(BackendError::NoDevice { reason });
+        }
+        Ok(Self { kernels, ..self })
     }
 
     /// The device.
@@ -178,16 +195,16 @@ impl CudaBackend {
             _ => unreachable!("only parameters have a copy"),
         };
         let places = Places { value: &value, copy: &copy };
-        let make = |scratch: Address, processors: u32| {
+        let (processors, kernels) = (self.device.processors(), self.kernels);
+        let make = |scratch: Address| {
             let mut launches = Launches::new(layout.step, extents, scratch);
-            launches.processors = processors;
+            (launches.processors, launches.kernels) = (processors, kernels);
             lower(&places, &mut launches);
             launches
         };
-        let processors = self.device.processors();
-        let bytes = make(0, processors).scratch_bytes();
+        let bytes = make(0).scratch_bytes();
         self.make_room(bytes)?;
-        Ok(make(self.scratch.start, processors).list)
+        Ok(make(self.scratch.start).list)
     }
 
     /// Makes room for a program's kernels at any size of batch, when it is met first: what they need does not always
@@ -203,10 +220,11 @@ impl CudaBackend {
                 sequences: few(sequences, batch.sequences),
                 groups: few(groups, batch.groups),
                 predictions: predictions.next_multiple_of(LINE).min(tokens),
+                in_lines: false,
             };
             let nowhere = |_: Var| ALIGNMENT as Address;
             let mut launches = Launches::new(0, extents, 0);
-            launches.processors = self.device.processors();
+            (launches.processors, launches.kernels) = (self.device.processors(), self.kernels);
             lower(program, &Places { value: &nowhere, copy: &nowhere }, &mut launches);
             bytes = bytes.max(launches.scratch_bytes());
         }
@@ -378,6 +396,7 @@ impl Backend for CudaBackend {
             sequences: extents.sequences.next_multiple_of(FEW),
             groups: extents.groups.next_multiple_of(FEW),
             predictions: extents.predictions.next_multiple_of(LINE),
+            in_lines: self.kernels == Kernels::Hopper && extents.in_lines,
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {

@@ -14,9 +14,12 @@ use cudarc::nvrtc::Ptx;
 
 use super::arch::Arch;
 use super::images::{Image, Images, Tools};
-use super::launch::{Address, Launch};
+use super::launch::{Address, Launch, TensorMap};
 use super::probe;
 use crate::backend::BackendError;
+
+/// Columns of the boxes of a tensor map.
+const BOX_COLUMNS: u32 = 64;
 
 /// A GPU that is ready to run kernels. All its work is in one stream, in order.
 pub struct Device {
@@ -152,12 +155,14 @@ impl Device {
     /// Queues a launch.
     pub fn launch(&mut self, launch: &Launch) -> Result<(), BackendError> {
         let function = self.function(launch.kernel)?.cu_function();
-        // Eight-byte words, so that the struct lies as aligned as its addresses.
-        let mut words = [0u64; 64];
-        assert!(launch.arguments.len() <= size_of_val(&words), "{} takes too large a struct", launch.kernel);
-        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..launch.arguments.len()]
-            .copy_from_slice(&launch.arguments);
-        let mut arguments = [words.as_mut_ptr().cast::<c_void>()];
+        // So that the struct lies as aligned as its tensor maps.
+        #[repr(align(64))]
+        struct Words([u64; 128]);
+        let mut words = Words([0; 128]);
+        let argument = launch.argument(encode)?;
+        assert!(argument.len() <= size_of_val(&words), "{} takes too large a struct", launch.kernel);
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words.0)[..argument.len()].copy_from_slice(&argument);
+        let mut arguments = [words.0.as_mut_ptr().cast::<c_void>()];
         let [x, y, z] = launch.grid;
         // SAFETY: the struct is the twin of what the kernel takes, and its addresses are of this device.
         unsafe {
@@ -314,6 +319,38 @@ impl Drop for Pinned {
         self.context.record_err(self.context.synchronize());
         // SAFETY: allocated by `Device::pinned`, freed once, and nothing uses it any more.
         self.context.record_err(unsafe { result::free_host(self.start.cast()) });
+    }
+}
+
+/// The driver's tensor map: bf16 in boxes of 64 columns with the 128-byte swizzle.
+fn encode(map: &TensorMap) -> Result<[u64; 16], BackendError> {
+    let TensorMap { address, columns, rows, stride, box_rows } = *map;
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    let (dimensions, strides) = ([u64::from(columns), u64::from(rows)], [2 * u64::from(stride)]);
+    let (box_dimensions, steps) = ([BOX_COLUMNS, box_rows], [1, 1]);
+    // SAFETY: the arrays have an entry for each of two dimensions, strides for all but the first; the address is noted,
+    // not read.
+    let result = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut encoded,
+            sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            address as *mut c_void,
+            dimensions.as_ptr(),
+            strides.as_ptr(),
+            box_dimensions.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    match result.result() {
+        Ok(()) => Ok(encoded.opaque),
+        Err(error) => {
+            Err(BackendError::Device { what: format!("making a map of {map:?}"), error: text(error) })
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use super::arch::Arch;
 use super::figures::{self, Figures};
 use super::image_file::ImageFile;
-use super::nvrtc::{Compiled, Compiler, Job, NoCompiler};
+use super::nvrtc::{self, Compiled, Compiler, Job, NoCompiler};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -53,9 +53,14 @@ pub fn modules() -> &'static [Module<'static>] {
     MODULES
 }
 
+/// Those that a device of an architecture runs.
+pub fn modules_for(arch: &Arch) -> impl Iterator<Item = Module<'static>> {
+    MODULES.iter().copied().filter(|module| nvrtc::is_for(module.name, arch.name()))
+}
+
 /// The architectures that the program holds an image of every module for.
 pub fn embedded() -> Vec<Arch> {
-    // The build script embeds all modules for the same ones.
+    // The build script embeds all modules for the same ones, but for those that are for one alone.
     let first = MODULES.first().map_or(&[][..], |module| module.embedded);
     first.iter().map(|image| Arch::of_name(image.arch)).collect()
 }
@@ -268,12 +273,12 @@ pub struct Images {
 }
 
 impl Images {
-    /// The images of all modules of the program for a device.
+    /// The images of all modules of the program that are for a device.
     ///
     /// # Errors
     /// If one of them can be neither found nor compiled.
     pub fn new(arch: Arch, tools: &Tools) -> Result<Self, ImageError> {
-        let wanted: Vec<_> = MODULES.iter().map(|module| (*module, arch.clone())).collect();
+        let wanted: Vec<_> = modules_for(&arch).map(|module| (module, arch.clone())).collect();
         let mut notes = Vec::new();
         let list = tools.make(&wanted, &mut notes).into_iter().collect::<Result<_, _>>()?;
         Ok(Self { arch, list, notes })

@@ -20,8 +20,10 @@ pub struct Launch {
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// The bytes of the kernel's argument.
+    /// The bytes of the kernel's argument, but for the tensor maps that it starts with.
     pub arguments: Vec<u8>,
+    /// Those maps, which the device's driver makes of their description.
+    pub maps: Vec<TensorMap>,
 }
 
 impl Launch {
@@ -34,8 +36,65 @@ impl Launch {
         arguments: &T,
     ) -> Self {
         let shared = u32::try_from(shared).expect("shared memory in 32 bits");
-        Self { kernel, grid, threads, shared, arguments: bytemuck::bytes_of(arguments).to_vec() }
+        let arguments = bytemuck::bytes_of(arguments).to_vec();
+        Self { kernel, grid, threads, shared, arguments, maps: Vec::new() }
     }
+
+    /// The same launch with an argument that starts with tensor maps.
+    pub fn with_maps(self, maps: Vec<TensorMap>) -> Self {
+        Self { maps, ..self }
+    }
+
+    /// The bytes of the whole argument, with the maps as `encode` has them; as many as a struct aligned like a map has.
+    pub fn argument<E>(&self, encode: impl Fn(&TensorMap) -> Result<[u64; 16], E>) -> Result<Vec<u8>, E> {
+        let mut bytes = Vec::new();
+        for map in &self.maps {
+            bytes.extend_from_slice(bytemuck::bytes_of(&encode(map)?));
+        }
+        bytes.extend_from_slice(&self.arguments);
+        if !self.maps.is_empty() {
+            bytes.resize(bytes.len().next_multiple_of(MAP_ALIGNMENT), 0);
+        }
+        Ok(bytes)
+    }
+}
+
+/// What the address of a tensor map is a multiple of.
+const MAP_ALIGNMENT: usize = 64;
+
+/// A matrix of bf16 that kernels copy boxes of 64 columns from and to: what `TensorMap` of `kernels/hopper.cuh` is made
+/// of. Reads beyond its rows and columns give zeros, writes there are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// A multiple of 16.
+    pub address: Address,
+    /// Not 0.
+    pub columns: u32,
+    /// Not 0.
+    pub rows: u32,
+    /// From one row to the next, in elements; a multiple of 8.
+    pub stride: u32,
+    /// Rows of a box, up to 256.
+    pub box_rows: u32,
+}
+
+impl TensorMap {
+    /// All of an operand, whose rows are contiguous.
+    pub fn of(operand: &Operand, box_rows: u32) -> Self {
+        let Operand { address, dtype, most_rows, cols, .. } = *operand;
+        assert!(dtype == DType::Bf16 && operand.has_whole_rows(), "no boxes of {operand:?}");
+        Self { address, columns: cols, rows: most_rows.max(1), stride: cols, box_rows }
+    }
+}
+
+/// Which kernels compute what more than one can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// Those for every card since Ampere.
+    #[default]
+    Portable,
+    /// Those for Hopper where there are any: `kernels/hopper_*.cu`.
+    Hopper,
 }
 
 /// Where a value lies in the device's memory; 0 for none.
@@ -188,6 +247,8 @@ pub struct Launches {
     pub extents: Extents,
     /// The device's multiprocessors, among which work is divided.
     pub processors: u32,
+    /// Which kernels there are.
+    pub kernels: Kernels,
     /// In order.
     pub list: Vec<Launch>,
     scratch: Address,
@@ -197,7 +258,8 @@ pub struct Launches {
 impl Launches {
     /// Launches that read the step at `step` and use the memory at `scratch`.
     pub fn new(step: Address, extents: Extents, scratch: Address) -> Self {
-        Self { step, extents, processors: PROCESSORS, list: Vec::new(), scratch, scratch_bytes: 0 }
+        let (processors, kernels, list) = (PROCESSORS, Kernels::default(), Vec::new());
+        Self { step, extents, processors, kernels, list, scratch, scratch_bytes: 0 }
     }
 
     /// Adds a launch.
@@ -210,6 +272,19 @@ impl Launches {
         arguments: &T,
     ) {
         self.list.push(Launch::new(kernel, grid, threads, shared, arguments));
+    }
+
+    /// Adds a launch of a kernel whose argument starts with tensor maps.
+    pub fn push_with_maps<T: Pod>(
+        &mut self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        maps: Vec<TensorMap>,
+        arguments: &T,
+    ) {
+        self.list.push(Launch::new(kernel, grid, threads, shared, arguments).with_maps(maps));
     }
 
     /// Memory for the launches of one operation, at a multiple of 256 bytes; the next operation gets the same.

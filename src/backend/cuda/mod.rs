@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`lower`] | from operations to launches: the `match` over [`Op`](crate::tensor::Op) |
-//! | [`gemm`], [`attention`], [`attend`], [`san`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`vocabulary`], [`update`] | what each group of kernels takes, and with how many blocks |
+//! | [`gemm`], [`attention`], `hopper_attention`, [`attend`], [`san`], [`norm`], [`embedding`], [`elementwise`], [`activation`], [`gather`], [`loss`], [`vocabulary`], [`update`] | what each group of kernels takes, and with how many blocks |
 //! | [`launch`] | launches as plain data, made without a device |
 //! | [`images`], [`nvrtc`], [`figures`], [`arch`] | from the sources in `kernels/` to what a device loads |
 //! | [`backend`], [`device`], [`probe`] | one slab, one stream, captured graphs; what devices there are |
@@ -19,6 +19,7 @@ pub mod embedding;
 pub mod figures;
 pub mod gather;
 pub mod gemm;
+mod hopper_attention;
 mod image_file;
 pub mod images;
 pub mod launch;

@@ -16,6 +16,14 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 /// Images of `90a` run on compute capability 9.0 alone; the `a` is what lets a kernel use its matrix instructions.
 pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 
+/// The architecture that modules named `hopper_*` are for, and no other.
+pub const HOPPER: &str = "90a";
+
+/// Whether a module is compiled for an architecture.
+pub fn is_for(module: &str, arch: &str) -> bool {
+    arch == HOPPER || !module.starts_with("hopper_")
+}
+
 /// Threads that compile get stacks as large as a program's first one: the compiler recurses deeply.
 const STACK: usize = 8 << 20;
 

@@ -17,9 +17,9 @@ type Wanted = Vec<(Module<'static>, Arch)>;
 
 pub(super) fn run(args: &KernelsArgs) -> anyhow::Result<Exit> {
     let archs = archs(args)?;
-    let modules = images::modules();
-    let wanted: Wanted =
-        archs.iter().flat_map(|arch| modules.iter().map(|module| (*module, arch.clone()))).collect();
+    let of_arch =
+        |arch: &Arch| images::modules_for(arch).map(|module| (module, arch.clone())).collect::<Vec<_>>();
+    let wanted: Wanted = archs.iter().flat_map(of_arch).collect();
     let tools = tools();
     match args.action {
         Action::List => list(&tools, &wanted, args.json),

@@ -164,5 +164,6 @@ pub(super) fn capacity(size: usize, max_length: usize, masking: &Masking, line: 
         sequences: size,
         groups: size,
         predictions: size * masking.most_of(max_length),
+        in_lines: false,
     }
 }
