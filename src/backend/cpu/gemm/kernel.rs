@@ -1,6 +1,7 @@
 //! What differs between instruction sets: the innermost loops and the sizes that suit them.
 
 use super::super::isa::Isa;
+use super::SMALL;
 use super::pack::Pack;
 use super::write::Write;
 
@@ -68,15 +69,18 @@ impl Kernel {
         (self.row_block + self.column_block) * self.depth
     }
 
-    /// What a task needs besides where C `[m, n]` is bf16: the f32 sums of a block of it, if the depth takes several
-    /// slices.
+    /// What a task needs at most besides where C is bf16, of up to `m` rows of `n` columns: the f32 sums of a block of it, if
+    /// the depth takes several slices.
     pub(super) fn partial_floats(&self, m: usize, n: usize, k: usize) -> usize {
-        let block = if self.rows_are_divided(m, n) {
-            self.row_block.min(m) * n
-        } else {
-            m * self.column_block.min(n)
-        };
-        if self.words(k) > self.depth { block } else { 0 }
+        if self.words(k) <= self.depth {
+            return 0;
+        }
+        // Blocks of all columns where rows are divided. Of all rows where columns are, which is up to half as many rows as
+        // columns, and where one thread computes all.
+        let of_rows = self.row_block.min(m) * n;
+        let of_columns = m.min(n / 2) * self.column_block.min(n);
+        let of_one_thread = (SMALL / k).min(m * n);
+        of_rows.max(of_columns).max(of_one_thread)
     }
 
     /// Whether tasks divide the rows of C `[m, n]` or its columns. Rows, if there are enough of them: the

@@ -141,7 +141,7 @@ const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
 
 /// Shapes (m, n, k) with every kind of edge: empty, single, ragged, several slices and blocks, both sides
 /// divided, above and below the size where threads come in.
-const SHAPES: [(usize, usize, usize); 16] = [
+const SHAPES: [(usize, usize, usize); 20] = [
     (0, 5, 3),
     (5, 0, 3),
     (4, 3, 0),
@@ -158,6 +158,11 @@ const SHAPES: [(usize, usize, usize); 16] = [
     (200, 33, 1000),
     (33, 301, 777),
     (301, 290, 40),
+    // Small, of more rows than a block and more depth than a slice.
+    (60, 8, 800),
+    (100, 8, 400),
+    (120, 4, 400),
+    (120, 4, 800),
 ];
 
 #[test]
