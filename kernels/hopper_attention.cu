@@ -55,6 +55,13 @@ DEVICE u32 find_met(Row row, Line line, u32 pair) {
     };
     return below(row.last - line.first) & ~below(row.first - line.first);
 }
+/// The same for the two rows of a thread's sums.
+DEVICE void find_met(u32 (&met)[2], const Input<bf16>& input, Line line) {
+    u32 own = line.first + WARP_ROWS * warp_index() + lane_index() / 4, pair = lane_index() % 4 * 2;
+    UNROLL for (u32 r = 0; r < 2; ++r) {
+        met[r] = find_met(find_row(input, own + 8 * r, line.first + line.count), line, pair);
+    }
+}
 
 /// Draws what the line's queries keep of its keys: bit `b` of `kept[query * query_stride + word * word_stride]` is for
 /// the key `32 word + b`. Two threads draw for each query.
@@ -163,9 +170,7 @@ DEVICE void forward(const LineForward& args) {
     }
     for (u32 head = 0; head < HEADS; ++head) draw_line<4, 1>(kept + head * ROWS * 4, input, line, first_head + head);
     u32 own = WARP_ROWS * warp_index(), group = lane_index() / 4, pair = lane_index() % 4 * 2, met[2];
-    UNROLL for (u32 r = 0; r < 2; ++r) {
-        met[r] = find_met(find_row(input, line.first + own + group + 8 * r, line.first + line.count), line, pair);
-    }
+    find_met(met, input, line);
     sync_block();
     barrier_wait(barrier, 0);
     clear_tail(values, 1, line);
@@ -291,9 +296,7 @@ DEVICE void backward(const LineBackward& args) {
         draw_line<1, ROWS>(kept + head * 4 * ROWS, input, line, first_head + head);
     }
     u32 own = WARP_ROWS * warp_index(), group = lane_index() / 4, pair = lane_index() % 4 * 2, met[2];
-    UNROLL for (u32 r = 0; r < 2; ++r) {
-        met[r] = find_met(find_row(input, line.first + own + group + 8 * r, line.first + line.count), line, pair);
-    }
+    find_met(met, input, line);
     sync_block();
     barrier_wait(barrier, 0);
     clear_tail(queries, 4, line);

@@ -239,6 +239,11 @@ fn the_cpu_trains_in_bf16() {
     for (narrow, exact) in narrow.iter().zip(&exact) {
         assert!((narrow - exact).abs() < 0.02 * exact.abs().max(1.0), "{narrow} instead of {exact}");
     }
+    let go_on = ["train", "--resume", "--output", "narrow", "--device", "cpu", "--precision"];
+    let other = place.run(&[&go_on[..], &["f32"]].concat());
+    assert_eq!(other.code, Some(1));
+    assert!(other.stderr.contains("the run computes in bf16, and it would go on in f32"), "{}", other.stderr);
+    place.ok(&[&go_on[..], &["bf16"]].concat());
 }
 
 #[test]

@@ -161,9 +161,8 @@ mod cuda {
         let precision = if precision == "f32" { Precision::F32 } else { Precision::Bf16 };
         let device = Device::new(number, &tools())?;
         device.images().notes.iter().for_each(|note| eprintln!("warning: {note}"));
-        let arithmetic = if precision == Precision::F32 { "f32" } else { "bf16" };
         let of_hopper = if hopper { ", kernels for Hopper" } else { "" };
-        eprintln!("device: cuda:{number}, {}, {arithmetic}{of_hopper}", device.name());
+        eprintln!("device: cuda:{number}, {}, {precision}{of_hopper}", device.name());
         Ok(Box::new(CudaBackend::new(device, precision)?.with_kernels(kernels)?))
     }
 }

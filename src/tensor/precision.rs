@@ -1,5 +1,7 @@
 //! Which values are kept in bf16: one rule over the recorded operations.
 
+use std::fmt;
+
 use super::op::{Op, Var};
 use super::operands::Access;
 use super::shape::DType;
@@ -14,6 +16,15 @@ pub enum Precision {
     /// Activations and their gradients are bf16, and so are the operands of products; sums are f32, and so is all that
     /// [`narrow`] leaves alone: statistics, what losses read and write, parameters, their gradients and moments.
     Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
 }
 
 /// Turns computed values into bf16, but for statistics of norms and softmaxes, whatever a loss reads or writes on the

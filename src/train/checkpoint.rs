@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,15 @@ pub struct State {
     pub evaluations: Vec<Evaluation>,
     /// Seconds of the run so far.
     pub seconds: f64,
+}
+
+/// A run's state as [`PROGRESS`] has it.
+#[derive(Serialize, Deserialize)]
+struct Saved<State> {
+    /// What the run computes in. It follows from the machine where nobody says it, and a run goes on only as it began.
+    precision: String,
+    #[serde(flatten)]
+    state: State,
 }
 
 /// Numbers of a buffer that one thread takes.
@@ -66,7 +75,8 @@ impl Snapshot {
         parameters: Arc<Vec<f32>>,
         backend: &mut dyn Backend,
     ) -> anyhow::Result<Self> {
-        let progress = serde_json::to_string_pretty(state)? + "\n";
+        let saved = Saved { precision: backend.precision().to_string(), state };
+        let progress = serde_json::to_string_pretty(&saved)? + "\n";
         let len = parameters.len();
         let mut moment = |space| Ok::<_, anyhow::Error>(Arc::new(read(space, len, backend)?));
         let buffers = [parameters, moment(Space::FirstMoment)?, moment(Space::SecondMoment)?];
@@ -95,6 +105,10 @@ impl Snapshot {
 }
 
 /// Reads a state directory back into the backend.
+///
+/// # Errors
+///
+/// Files that cannot be read or are no state; a state of a run that computes in another precision than the backend.
 pub fn load_state<State: DeserializeOwned>(
     directory: &Path,
     parameters: usize,
@@ -102,8 +116,15 @@ pub fn load_state<State: DeserializeOwned>(
 ) -> anyhow::Result<State> {
     let path = directory.join(PROGRESS);
     let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let state =
+    let Saved { precision, state } =
         serde_json::from_str(&text).with_context(|| format!("{}: not a run's state", path.display()))?;
+    let now = backend.precision().to_string();
+    if precision != now {
+        bail!(
+            "--resume: the run computes in {precision}, and it would go on in {now}; a run goes on only as it began. \
+             Say --precision {precision}"
+        );
+    }
     let expected =
         SPACES.map(|(_, name)| Expected { name: name.to_string(), shape: vec![parameters], required: true });
     let mut written = Ok(());
@@ -144,7 +165,7 @@ pub fn read(space: Space, len: usize, backend: &mut dyn Backend) -> anyhow::Resu
     backend.read(Span { space, offset: 0, len }, bytemuck::cast_slice_mut(&mut values))?;
     match weights::first_not_finite(&values) {
         None => Ok(values),
-        Some(element) => anyhow::bail!(
+        Some(element) => bail!(
             "a number of the {space:?} is {}: training has diverged. Try a lower learning rate",
             values[element]
         ),

@@ -52,11 +52,10 @@ pub(super) fn findings() -> Vec<Finding> {
 
 /// Whether a device gives the known answer. What has to be compiled for that is kept for the first run.
 fn engine(number: usize, precision: Precision, tools: &Tools) -> Finding {
-    let arithmetic = if precision == Precision::F32 { "f32" } else { "bf16" };
     let backend = device::Device::new(number, tools).and_then(|device| CudaBackend::new(device, precision));
     let checked =
         backend.map_err(anyhow::Error::from).and_then(|mut backend| known_answer::check(&mut backend));
-    let step = format!("a training step on cuda:{number} in {arithmetic}");
+    let step = format!("a training step on cuda:{number} in {precision}");
     let (value, remedy) = match checked {
         Ok(error) => (format!("{step} gives the known answer to within {error:.0e}"), None),
         Err(error) => (
