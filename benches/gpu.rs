@@ -1,7 +1,7 @@
 //! `cargo bench --bench gpu`: each group of CUDA kernels and whole training steps on this machine's first GPU, as
 //! tables in Markdown. Where there is no GPU, it says so in a line.
 //!
-//! Arguments pick rows by a part of their name: `cargo bench --bench gpu -- attention step`.
+//! `MTDNN_KERNELS=hopper` measures Hopper's own kernels where there are any. Arguments pick rows by a part of their name: `cargo bench --bench gpu -- attention step`.
 //! A kernel is launched from graphs, sixteen times or more in each; its time is the median of fifty replays. "Cold"
 //! launches take turns among sets of operands that together are more than three times the second-level cache; "warm"
 //! ones have one set, which the cache may hold. All numbers are random.
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use mtdnn_raw::backend::BackendError;
 use mtdnn_raw::backend::cuda::device::Device;
 use mtdnn_raw::backend::cuda::images::Tools;
+use mtdnn_raw::backend::cuda::launch::Kernels;
 use mtdnn_raw::backend::cuda::nvrtc::roots;
 use table::Bench;
 
@@ -37,7 +38,7 @@ fn main() {
 }
 
 fn run(device: Device, asked: Vec<String>) -> Result<(), BackendError> {
-    let mut bench = Bench::new(device, asked)?;
+    let mut bench = Bench::new(device, kernels(), asked)?;
     bench.heading()?;
     kernels::products(&mut bench)?;
     kernels::attentions(&mut bench)?;
@@ -45,6 +46,15 @@ fn run(device: Device, asked: Vec<String>) -> Result<(), BackendError> {
     kernels::tables(&mut bench)?;
     kernels::updates(&mut bench)?;
     steps::steps(bench)
+}
+
+/// The kernels that the environment asks for, as the program understands it.
+fn kernels() -> Kernels {
+    match std::env::var("MTDNN_KERNELS").as_deref() {
+        Err(_) | Ok("portable") => Kernels::Portable,
+        Ok("hopper") => Kernels::Hopper,
+        Ok(other) => panic!("MTDNN_KERNELS={other}: take portable or hopper"),
+    }
 }
 
 /// A compiler, where one is found, for a program that holds no kernels, and a place to keep what it makes.

@@ -36,6 +36,7 @@ struct alignas(16) Pack {
 #define KERNEL(name, Arguments, threads, blocks)                                                                       \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Arguments args)
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 /// The block's dynamic shared memory, aligned to 128 bytes.
 DEVICE u8* shared_memory() {

@@ -64,7 +64,6 @@ DEVICE u32 slice_length(u32 depth, u32 slices) {
     return ceiling_division(ceiling_division(depth, slices), SLICE_UNIT) * SLICE_UNIT;
 }
 
-
 /// The part of a product that a block computes.
 struct Part {
     /// Whether there is anything to compute; the same for all threads of the block. If not, the rest means nothing.
@@ -80,32 +79,39 @@ struct Part {
     u32 end_of_depth;
 };
 
-/// The part of this block: a tile by block_x, a slice by block_y.
+/// A tile of C and a slice of the depth, by their numbers, of a product of so many rows and so deep.
 ///
 /// Tiles are taken eight rows of them at a time, column by column: what runs at one time then needs about as many
 /// rows of A as columns of B, and both stay in the L2 cache.
 template <u32 tile_rows, u32 tile_columns>
-DEVICE Part part_of_block(const Product& args) {
+DEVICE Part part_of(const Product& args, u32 rows, u32 depth, u32 tile, u32 slice) {
     constexpr u32 GROUP = 8;
     Part part;
-    part.rows = row_count(args.step, args.rows);
-    part.depth = row_count(args.step, args.depth);
+    part.rows = rows;
+    part.depth = depth;
     u32 length = slice_length(part.depth, args.slices);
-    part.slice = block_y();
+    part.slice = slice;
     part.first_depth = part.slice * length;
     part.end_of_depth = min(part.first_depth + length, part.depth);
 
     u32 rows_of_tiles = ceiling_division(part.rows, tile_rows);
     u32 tiles_in_row = ceiling_division(args.columns, tile_columns);
     // Of no depth the product is zeros, which the first slice stores; no one looks at what the others would store.
-    part.exists = block_x() < rows_of_tiles * tiles_in_row && (part.slice == 0 || part.first_depth < part.depth);
+    part.exists = tile < rows_of_tiles * tiles_in_row && (part.slice == 0 || part.first_depth < part.depth);
     if (part.exists) {
-        u32 group = block_x() / (GROUP * tiles_in_row), within = block_x() % (GROUP * tiles_in_row);
+        u32 group = tile / (GROUP * tiles_in_row), within = tile % (GROUP * tiles_in_row);
         u32 height = min(GROUP, rows_of_tiles - GROUP * group);
         part.first_row = (GROUP * group + within % height) * tile_rows;
         part.first_column = within / height * tile_columns;
     }
     return part;
+}
+
+/// The part of this block: a tile by block_x, a slice by block_y.
+template <u32 tile_rows, u32 tile_columns>
+DEVICE Part part_of_block(const Product& args) {
+    u32 rows = row_count(args.step, args.rows), depth = row_count(args.step, args.depth);
+    return part_of<tile_rows, tile_columns>(args, rows, depth, block_x(), block_y());
 }
 
 /// An operand as a part of the product sees it: lines, which are the rows of A or the columns of C, each as long as
@@ -150,6 +156,27 @@ struct alignas(16) Four {
     f32 values[4];
 };
 
+/// Makes eight neighbours of a row of C of the product's, to which the bias has been added, and of what is read
+/// `beside` them. `sums` take what column sums are made of, `write(row, values)` writes eights of a row.
+template <class T, class Write>
+DEVICE void finish_eight(
+    const Product& args, u32 row, u32 column, f32 (&values)[8], const f32 (&beside)[8], f32 (&sums)[8],
+    const Write& write) {
+    if (args.finish == LINEAR) {
+        if (args.dropout.threshold > 0) {
+            u32 key = args.keys ? args.keys[row] : row;
+            drop_eight(values, args.step, args.dropout, key, column / 8);
+        }
+        UNROLL for (u32 i = 0; i < 8; ++i) values[i] += beside[i];
+    } else if (args.finish == ACTIVATION) {
+        if (args.before) write(static_cast<T*>(args.before) + static_cast<u64>(row) * args.columns, values);
+        activate(args.activation, values);
+    } else {
+        multiply_by_slope(args.activation, values, beside);
+        UNROLL for (u32 i = 0; i < 8; ++i) sums[i] += values[i];
+    }
+}
+
 /// Finishes a tile of C, `tile_rows` x `tile_columns`, and writes it, in passes of 32 rows. All threads call it,
 /// after the last read of the shared memory by what came before.
 ///
@@ -162,7 +189,6 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
     f32* staged = reinterpret_cast<f32*>(shared_memory());
     T* others = reinterpret_cast<T*>(staged + STAGED_ROWS * tile_columns);
     T* c = static_cast<T*>(args.c) + static_cast<u64>(part.slice) * part.rows * args.columns;
-    T* before = static_cast<T*>(args.before);
     const T* other = static_cast<const T*>(args.other);
 
     const u32 own_row = thread_index() / EIGHTS, own_column = 8 * (thread_index() % EIGHTS);
@@ -219,20 +245,7 @@ DEVICE void finish_tile(const Product& args, const Part& part, const Stage& stag
                 unpack(beside, read_eight<false>(other + start, column, args.columns));
             }
 
-            if (args.finish == LINEAR) {
-                if (args.dropout.threshold > 0) {
-                    u32 key = args.keys ? args.keys[row_of_c] : row_of_c;
-                    drop_eight(values, args.step, args.dropout, key, column / 8);
-                }
-                UNROLL for (u32 i = 0; i < 8; ++i) values[i] += beside[i];
-            } else if (args.finish == ACTIVATION) {
-                if (before) write(before + start, values);
-                activate(args.activation, values);
-            } else {
-                multiply_by_slope(args.activation, values, beside);
-                UNROLL for (u32 i = 0; i < 8; ++i) sums[i] += values[i];
-            }
-
+            finish_eight<T>(args, row_of_c, column, values, beside, sums, write);
             write(c + start, values);
         }
         // The staged numbers are read before the next pass writes.

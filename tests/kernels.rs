@@ -14,6 +14,8 @@ mod emulation;
 mod gemm;
 #[path = "kernels/hopper.rs"]
 mod hopper;
+#[path = "kernels/hopper_gemm.rs"]
+mod hopper_gemm;
 #[path = "kernels/loss.rs"]
 mod loss;
 #[path = "kernels/norm.rs"]

@@ -74,6 +74,35 @@ fn devices_and_precisions_that_are_not_there() {
     place.refused(&["train", "run.toml", "--precision", "f16"], &["auto, f32 or bf16"]);
 }
 
+/// `MTDNN_KERNELS` chooses among kernels of a GPU: what it does not know it refuses, and where it does nothing it says so.
+#[test]
+fn kernels_that_there_are_none_of() {
+    let place = Place::new();
+    let run = |kernels: &str, rest: &[&str]| {
+        let mut command =
+            place.command(&[&["train", "run.toml", "--max-steps", "1", "--eval", "never"], rest].concat());
+        Ended::from(command.env("MTDNN_KERNELS", kernels).output().unwrap())
+    };
+    for kernels in ["ampere", "Hopper", ""] {
+        let ended = run(kernels, &["--device", "cpu"]);
+        assert_eq!(ended.code, Some(2), "{kernels:?}: {}", ended.stderr);
+        let words = format!("MTDNN_KERNELS={kernels}: no such kernels; take portable or hopper");
+        assert!(ended.stderr.contains(&words), "{}", ended.stderr);
+        assert!(!place.path("run").exists(), "a refusal has left a run directory");
+    }
+    let ended = run("hopper", &["--device", "cuda:99"]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("--device cuda:99"), "{}", ended.stderr);
+    let warned = |kernels: &str, output: &str| {
+        let ended = run(kernels, &["--device", "cpu", "--output", output]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stderr.contains(
+            "warning: MTDNN_KERNELS=hopper chooses among kernels of a GPU and does nothing on the CPU",
+        )
+    };
+    assert!(warned("hopper", "warned"));
+    assert!(!warned("portable", "silent"));
+}
+
 #[test]
 fn more_threads_than_any_machine_has_are_a_slip() {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mtdnn-raw"));

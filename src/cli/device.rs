@@ -145,6 +145,7 @@ mod cuda {
     use mtdnn_raw::backend::{Backend, BackendError};
     use mtdnn_raw::tensor::Precision;
 
+    use super::VARIABLE;
     use crate::cli::cuda::tools;
 
     /// Whether there is a driver that sees a GPU.
@@ -159,6 +160,11 @@ mod cuda {
     ) -> Result<Box<dyn Backend>, BackendError> {
         let kernels = if hopper { Kernels::Hopper } else { Kernels::Portable };
         let precision = if precision == "f32" { Precision::F32 } else { Precision::Bf16 };
+        if hopper && precision == Precision::F32 {
+            eprintln!(
+                "warning: {VARIABLE}=hopper does nothing with --precision f32: those kernels are for bf16"
+            );
+        }
         let device = Device::new(number, &tools())?;
         device.images().notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let of_hopper = if hopper { ", kernels for Hopper" } else { "" };

@@ -10,7 +10,9 @@ void barrier_init(u64* barrier, u32 arrivals) {
 void barrier_arrive(u64* barrier, u32 bytes) { machine->arrive_at_barrier(THE_CALLER, barrier, bytes); }
 void barrier_wait(u64* barrier, u32 parity) { machine->wait_for_barrier(THE_CALLER, barrier, parity); }
 void sync_threads_of(u32 id, u32 threads, bool wait) {
-    machine->wait_for_named_barrier(THE_CALLER, id, threads, wait);
+    Thread& thread = THE_CALLER;
+    if (id == 0 || id >= NAMED_BARRIERS) machine->fail(0, "waits at the barrier %u", id);
+    machine->wait_for_named_barrier(thread, id, threads, wait);
 }
 
 void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier) {
@@ -22,6 +24,10 @@ void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y) {
     machine->store_box(THE_CALLER, map, shared, x, y);
 }
 void tma_store_commit() { ++THE_CALLER.store_groups; }
+void fence_async_shared() {
+    THE_CALLER;
+    machine->show_shared();
+}
 void tma_store_wait(u32 pending) { machine->wait_for_stores(THE_CALLER, pending); }
 
 // ---- barriers ----------------------------------------------------------------------------------------------------
@@ -81,7 +87,6 @@ void Machine::wait_for_barrier(Thread& thread, const u64* word, u32 parity) {
 }
 
 void Machine::wait_for_named_barrier(Thread& thread, u32 id, u32 count, bool wait) {
-    if (id == 0 || id >= NAMED_BARRIERS) fail(0, "waits at the barrier %u", id);
     if (count == 0 || count % WARP != 0 || count > launch->threads) fail(0, "waits for %u threads", count);
     NamedBarrier& barrier = named_barriers[id];
     if (barrier.arrived > 0 && barrier.threads != count) {
@@ -124,6 +129,7 @@ void Machine::load_box(const Load& load) {
     barrier_at(load.barrier);
     check_box(load.map, shared + load.offset, "copies a box to");
     memset(shared + load.offset, POISON, load.map->box_rows * LINE_BYTES);
+    memset(&shown[load.offset], POISON, load.map->box_rows * LINE_BYTES);
     loads.push_back(load);
 }
 
@@ -163,16 +169,18 @@ void Machine::move_box(const TensorMap& map, u64 offset, u32 x, u32 y, bool load
             u64 of_row = static_cast<u64>(y) + line, of_column = static_cast<u64>(x) + column;
             bool inside = of_row < map.rows && of_column < map.columns;
             u8* global = reinterpret_cast<u8*>(map.address + of_row * map.stride + of_column * 2);
-            if (load && inside) {
-                memcpy(shared + place, global, 2);
-            } else if (load) {
-                memset(shared + place, 0, 2);
+            if (load) {
+                inside ? memcpy(shared + place, global, 2) : memset(shared + place, 0, 2);
+                memcpy(&shown[place], shared + place, 2);
             } else if (inside) {
-                memcpy(global, shared + place, 2);
+                memcpy(global, &shown[place], 2);
             }
         }
     }
 }
+
+/// What this thread and others wrote to shared memory is seen from now on.
+void Machine::show_shared() { memcpy(shown.data(), shared, launch->shared); }
 
 void Machine::store_box(Thread& thread, const TensorMap* map, const void* at, u32 x, u32 y) {
     u64 offset = check_box(map, at, "stores a box from");

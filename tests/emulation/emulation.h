@@ -75,6 +75,7 @@ void multiply_add(f32* d, const u32* a, u32 b0, u32 b1);
 
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
+#define ROLLED
 #define KERNEL(name, Arguments, threads, blocks) KERNEL_ALIGNED(name, Arguments, threads, blocks, 128)
 #define KERNEL_ALIGNED(name, Arguments, threads, blocks, alignment)                                                \
     static __attribute__((noinline)) void name##_thread(const Arguments& args);                                    \

@@ -57,6 +57,7 @@ void Machine::report_stuck() {
         if (thread.state == State::BLOCK_BARRIER) return "at sync_block";
         if (thread.state == State::NAMED_BARRIER) {
             const NamedBarrier& barrier = named_barriers[thread.named_barrier];
+            if (thread.named_barrier >= NAMED_BARRIERS) return "at wgmma_commit, where not all of the warpgroup are";
             return "at the barrier " + std::to_string(thread.named_barrier) + " (" +
                    std::to_string(barrier.threads - barrier.arrived) + " threads missing)";
         }

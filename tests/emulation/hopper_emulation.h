@@ -1,7 +1,8 @@
 // The host's meaning of `kernels/hopper.cuh`: barriers in shared memory, copies of boxes, products of warpgroups.
 //
 // What is asynchronous lands when it is waited for and not before. Until then NaN lies where a box goes to and where
-// sums are; a box that is stored, and operands of products, are read as late as that. Descriptors and the swizzle are
+// sums are; a box that is stored, and operands of products, are read as late as that, and as shared memory was at the
+// last `fence_async_shared`, but for boxes that have landed since. Descriptors and the swizzle are
 // decoded as the device does it, so that a wrong one gives wrong numbers. What would hang or be undefined is a failure
 // with a message: barriers that nobody completes, a place that is misaligned, more registers than there are, copies
 // and products that nobody waits for.
@@ -46,6 +47,7 @@ void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier);
 void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y);
 void tma_store_commit();
 void tma_store_wait(u32 pending);
+void fence_async_shared();
 void store_matrices(void* row, const u32* from, bool transposed);
 void wgmma_fence();
 void wgmma_commit();
@@ -89,7 +91,7 @@ DEVICE void tma_store_wait() {
     emulation::tma_store_wait(pending);
 }
 DEVICE void tma_store_wait_all() { emulation::tma_store_wait(0); }
-DEVICE void fence_async_shared() {}
+DEVICE void fence_async_shared() { emulation::fence_async_shared(); }
 
 DEVICE void store_matrices(void* row, const u32 (&from)[4]) { emulation::store_matrices(row, from, false); }
 DEVICE void store_matrices_transposed(void* row, const u32 (&from)[4]) {

@@ -98,6 +98,7 @@ void Machine::run_block(u64 block) {
     ended = at_barrier = 0;
     barriers.clear();
     loads.clear();
+    shown.assign(launch->shared, POISON);
     for (NamedBarrier& barrier : named_barriers) barrier = {0, 0};
     for (u32 index = 0; index < warp_count; ++index) {
         Products& products = warps[index].products;

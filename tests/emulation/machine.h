@@ -112,6 +112,8 @@ struct NamedBarrier {
     u32 arrived;
 };
 constexpr u32 NAMED_BARRIERS = 16;
+/// Behind them each warpgroup has one of its own.
+constexpr u32 WARPGROUP = 4 * WARP, WARPGROUPS = 1024 / WARPGROUP;
 
 enum class State : u8 { READY, BLOCK_BARRIER, NAMED_BARRIER, SHARED_BARRIER, WARP_OPERATION, ENDED };
 
@@ -139,6 +141,7 @@ struct Product {
     u32 registers[WARP][4];
     f32* sums;
     u32 group;
+    bool computed;
 };
 /// A warp's sums of products under way: what its registers held, which hold NaN until they land.
 struct Sums {
@@ -189,6 +192,7 @@ public:
     void load_box(const Load& load);
     void store_box(Thread& thread, const TensorMap* map, const void* shared, u32 x, u32 y);
     void wait_for_stores(Thread& thread, u32 pending);
+    void show_shared();
 
     /// Describes what the running thread did wrong, and leaves the launch.
     [[noreturn]] void fail(u64 address, const char* format, ...) __attribute__((format(printf, 3, 4)));
@@ -215,6 +219,7 @@ private:
     void move_box(const TensorMap& map, u64 offset, u32 x, u32 y, bool load);
     void perform_for_warpgroup(Operation operation, Warp& warp);
     void start_product(Warp& warp);
+    size_t compute_products(Warp& warp, u32 end);
     void finish_products(Warp& warp, u32 pending);
     void multiply(u32 quarter, const Product& product, Sums& sums);
     f32 element_of(u64 descriptor, bool transposed, u32 line, u32 deep);
@@ -249,8 +254,10 @@ private:
     Thread threads[MOST_THREADS];
     Warp warps[MOST_THREADS / WARP];
     std::vector<Barrier> barriers;
-    NamedBarrier named_barriers[NAMED_BARRIERS];
+    NamedBarrier named_barriers[NAMED_BARRIERS + WARPGROUPS];
     std::vector<Load> loads;
+    /// Shared memory as stores of boxes and products see it.
+    std::vector<u8> shown;
     u32 warp_count = 0;
     u32 ended = 0;
     u32 at_barrier = 0;

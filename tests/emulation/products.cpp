@@ -1,10 +1,15 @@
-// Products of warpgroups: each of the four warps computes its 16 rows, when the group is waited for.
+// Products of warpgroups. Each of the four warps has 16 rows; they meet where a group of products is closed, and when one
+// of them has waited for it, all four have read their operands.
 #include "machine.h"
 
 namespace emulation {
 
 void wgmma_fence() { machine->wait_for_warp(THE_CALLER, Operation::WGMMA_FENCE, nullptr); }
-void wgmma_commit() { machine->wait_for_warp(THE_CALLER, Operation::WGMMA_COMMIT, nullptr); }
+void wgmma_commit() {
+    Thread& thread = THE_CALLER;
+    machine->wait_for_warp(thread, Operation::WGMMA_COMMIT, nullptr);
+    machine->wait_for_named_barrier(thread, NAMED_BARRIERS + thread.thread / WARPGROUP, WARPGROUP, true);
+}
 void wgmma_wait(u32 pending) { machine->wait_for_warp(THE_CALLER, Operation::WGMMA_WAIT, &pending); }
 void wgmma(f32* d, const Factors& factors) {
     Multiply operand{d, &factors};
@@ -70,17 +75,27 @@ void Machine::start_product(Warp& warp) {
     products.list.push_back(product);
 }
 
-void Machine::finish_products(Warp& warp, u32 pending) {
+/// Computes what a warp has of the groups before number `end`, and says how many products those are.
+size_t Machine::compute_products(Warp& warp, u32 end) {
     Products& products = warp.products;
     u32 quarter = static_cast<u32>(&warp - warps) % 4;
     size_t done = 0;
-    for (; done < products.list.size(); ++done) {
-        const Product& product = products.list[done];
-        if (product.group + pending >= products.groups) break;
+    for (; done < products.list.size() && products.list[done].group < end; ++done) {
+        Product& product = products.list[done];
         for (Sums& sums : products.sums) {
-            if (sums.d[0] == product.sums) multiply(quarter, product, sums);
+            if (!product.computed && sums.d[0] == product.sums) multiply(quarter, product, sums);
         }
+        product.computed = true;
     }
+    return done;
+}
+
+void Machine::finish_products(Warp& warp, u32 pending) {
+    Products& products = warp.products;
+    u32 end = products.groups - min(products.groups, pending);
+    u32 first = static_cast<u32>(&warp - warps) / 4 * 4;
+    for (u32 index = first; index < min(first + 4, warp_count); ++index) compute_products(warps[index], end);
+    size_t done = compute_products(warp, end);
     products.list.erase(products.list.begin(), products.list.begin() + static_cast<ptrdiff_t>(done));
     for (size_t index = products.sums.size(); index-- > 0;) {
         Sums& sums = products.sums[index];
@@ -109,7 +124,7 @@ f32 Machine::element_of(u64 descriptor, bool transposed, u32 line, u32 deep) {
         fail(0, "multiplies byte %llu of shared memory, which has %u", place, launch->shared);
     }
     u16 bits;
-    memcpy(&bits, shared + place, sizeof bits);
+    memcpy(&bits, &shown[place], sizeof bits);
     return to_f32(bf16{bits});
 }
 

@@ -179,8 +179,25 @@ KERNEL_WITH_MAPS(box_without_wait, BoxTest, 32, 1) {
     if (thread_index() == 0) barrier_wait(barrier, 0);
 }
 
-/// Multiplies what nobody wrote: 0 well, 1 without a fence, 2 between atoms, 3 without a wait, 4 touching the sums.
+/// out[64, 64] = a b of ones, written to shared memory by threads; `count` says whether they are shown to the products.
+KERNEL_WITH_MAPS(multiply_written, BoxTest, 128, 1) {
+    u8* shared = aligned_shared_memory();
+    for (u32 i = thread_index(); i < BOX_BYTES / 4; i += 128) reinterpret_cast<u32*>(shared)[i] = 0x3f803f80;
+    if (args.count > 0) fence_async_shared();
+    sync_block();
+    f32 sums[32];
+    wgmma_fence();
+    wgmma<64, false, false>(sums, matrix_descriptor(shared, 16, 1024), matrix_descriptor(shared, 16, 1024), false);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_done(sums);
+    write_sums<64>(args.out, sums);
+}
+
+/// Multiplies what nobody wrote: 0 well, 1 without a fence, 2 between atoms, 3 without a wait, 4 touching the sums, 5 by
+/// three warps.
 KERNEL_WITH_MAPS(multiply_badly, BoxTest, 128, 1) {
+    if (args.count == 5 && warp_index() == 3) return;
     f32 sums[32] = {};
     if (args.count != 1) wgmma_fence();
     u8* shared = aligned_shared_memory();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use half::bf16;
 use mtdnn_raw::backend::cuda::gemm::{Epilogue, Form, column_sums, product};
-use mtdnn_raw::backend::cuda::launch::{Address, DropoutSite, Launches, Operand, RowCount, Step};
+use mtdnn_raw::backend::cuda::launch::{Address, DropoutSite, Kernels, Launches, Operand, RowCount, Step};
 use mtdnn_raw::random::{Random, philox4x32_10};
 use mtdnn_raw::tensor::{Activation, DType, Dropout, Extents, Rows};
 
@@ -15,7 +15,7 @@ const STEP: u32 = 77;
 
 /// What a case does with its product; [`Epilogue`] without addresses.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Finish {
+pub(super) enum Finish {
     Store,
     Add,
     Bias,
@@ -34,7 +34,7 @@ const ACTIVATIONS: [Activation; 6] = [
 ];
 
 /// Every kind of epilogue, one after another.
-fn finish(number: usize) -> Finish {
+pub(super) fn finish(number: usize) -> Finish {
     let activation = ACTIVATIONS[number / 6 % ACTIVATIONS.len()];
     let odd = number / 6 % 2 == 1;
     match number % 6 {
@@ -48,20 +48,21 @@ fn finish(number: usize) -> Finish {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    form: Form,
+pub(super) struct Case {
+    pub form: Form,
+    pub kernels: Kernels,
     /// The rows of the batch: those of A and C, or of A and B.
-    rows: usize,
+    pub rows: usize,
     /// What the launch is made for.
-    capacity: usize,
+    pub capacity: usize,
     /// The other two sizes: columns of C and depth, or rows and columns of C.
-    sizes: [usize; 2],
+    pub sizes: [usize; 2],
     /// Of A, B and C.
-    dtypes: [DType; 3],
-    finish: Finish,
+    pub dtypes: [DType; 3],
+    pub finish: Finish,
     /// Whether B and C lie as parameters and their gradients do, at no multiple of 16 bytes.
-    as_parameters: bool,
-    processors: u32,
+    pub as_parameters: bool,
+    pub processors: u32,
 }
 
 /// Numbers spread over [-1, 1) as the element type has them.
@@ -124,7 +125,7 @@ fn assert_near(case: &dyn std::fmt::Debug, dtype: DType, got: &[f32], expected: 
 }
 
 /// Runs a case in the orders given, compares, and returns the kernels that were launched.
-fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static str> {
+pub(super) fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static str> {
     let Case { form, rows, capacity, sizes, dtypes, finish, .. } = case;
     let (m, n, k) = match form {
         Form::NT | Form::NN => (rows, sizes[0], sizes[1]),
@@ -143,14 +144,20 @@ fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static st
     let d_bias = numbers(&mut random, DType::F32, n);
     let dropout = Dropout::new(0.3, 9);
 
-    // The buffers hold the real rows alone: kernels must not touch what they are not told of.
+    // The buffers hold the real rows alone: kernels must not touch what they are not told of. Only what Hopper's read
+    // has all rows that the launch is made for, with NaN beyond the real ones.
     let mut memory = Memory::new();
-    let a_at = memory.floats("a", dtypes[0], &a);
+    let with_garbage = |values: &[f32], cols: usize| {
+        let beyond = if case.kernels == Kernels::Hopper { (capacity - rows) * cols } else { 0 };
+        [values, &vec![f32::NAN; beyond]].concat()
+    };
+    let a_at = memory.floats("a", dtypes[0], &with_garbage(&a, if form == Form::TN { m } else { k }));
     let place = |memory: &mut Memory, name, dtype, values: &[f32]| match case.as_parameters {
         true => memory.parameter(name, dtype, values),
         false => memory.floats(name, dtype, values),
     };
-    let b_at = place(&mut memory, "b", dtypes[1], &b);
+    let b_rows = if form == Form::TN { with_garbage(&b, n) } else { b.clone() };
+    let b_at = place(&mut memory, "b", dtypes[1], &b_rows);
     let before_c = if finish == Finish::Add { beside.clone() } else { vec![f32::NAN; m * n] };
     let c_at = place(&mut memory, "c", dtypes[2], &before_c);
     let beside_at = memory.floats("beside", dtypes[2], &beside);
@@ -193,7 +200,7 @@ fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static st
     };
     let extents = Extents { tokens: capacity, sequences: 1, groups: 1, predictions: 0, in_lines: false };
     let mut launches = Launches::new(step_at, extents, scratch);
-    launches.processors = case.processors;
+    (launches.processors, launches.kernels) = (case.processors, case.kernels);
     product(
         &mut launches,
         form,
@@ -254,11 +261,11 @@ fn check(emulation: &Emulation, case: Case, orders: &[Order]) -> Vec<&'static st
     launches.list.iter().map(|launch| launch.kernel).collect()
 }
 
-const B: DType = DType::Bf16;
-const F: DType = DType::F32;
+pub(super) const B: DType = DType::Bf16;
+pub(super) const F: DType = DType::F32;
 /// Of A, B and C: both kernels' own, and the mixtures that occur around heads.
 const DTYPES: [[DType; 3]; 6] = [[B, B, B], [B, B, F], [F, F, F], [F, B, B], [F, B, F], [B, F, F]];
-const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
+pub(super) const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
 
 #[test]
 fn products_of_any_size_are_right() {
@@ -280,6 +287,7 @@ fn products_of_any_size_are_right() {
         let (form, rows, sizes, dtypes) = case;
         let case = Case {
             form,
+            kernels: Kernels::Portable,
             rows,
             capacity: rows + [0, 100, 3000][number % 3],
             sizes,
@@ -306,6 +314,7 @@ fn every_kernel_gives_the_same_bits_in_every_order() {
             for number in 0..6 {
                 let case = Case {
                     form,
+                    kernels: Kernels::Portable,
                     rows,
                     capacity: rows,
                     sizes,
@@ -338,6 +347,7 @@ fn slices_follow_the_batch() {
         for (number, rows) in [1, 63, 64, 65, 128, 300, 1000].into_iter().enumerate() {
             let case = Case {
                 form: Form::TN,
+                kernels: Kernels::Portable,
                 rows,
                 capacity: 1000,
                 sizes: [72, 40],

@@ -163,6 +163,7 @@ fn what_would_hang_or_be_undefined_on_hopper_is_found() {
     says("multiply_badly", 128, 2, &["multiplies a matrix at byte 128 of shared memory, between atoms"]);
     says("multiply_badly", 128, 3, &["ends without waiting for products"]);
     says("multiply_badly", 128, 4, &["has written to sums under way"]);
+    says("multiply_badly", 128, 5, &["threads 0 to 95 at wgmma_commit, where not all of the warpgroup are"]);
     says("more_registers", 384, 0, &["more registers than it was launched with"]);
     says(
         "too_few_at_a_barrier",
@@ -177,6 +178,16 @@ fn what_would_hang_or_be_undefined_on_hopper_is_found() {
     emulation.run(&memory, &[launch("registers_that_there_are", 384, maps, out, 0)]).unwrap();
     emulation.run(&memory, &[launch("multiply_badly", 128, maps, out, 0)]).unwrap();
     assert!(memory.read_floats(out).iter().all(|number| number.is_nan()));
+    // What threads write is seen by products after a fence.
+    for (fenced, expected) in [(1, 16.0), (0, f32::NAN)] {
+        emulation.run(&memory, &[launch("multiply_written", 128, maps, out, fenced)]).unwrap();
+        assert!(
+            memory
+                .read_floats(out)
+                .iter()
+                .all(|got| got.to_bits() == expected.to_bits() || expected.is_nan() && got.is_nan())
+        );
+    }
     // What no driver makes a map of: rows at no multiple of 16 bytes.
     let odd = TensorMap { address: a + 2, ..maps[0] };
     let message = fault(emulation, &memory, launch("box_without_wait", 32, [odd; 2], out, 0));

@@ -74,15 +74,30 @@ fn steps_with_kernels_for_hopper_agree_with_the_cpu() {
     }
 }
 
+#[test]
+fn products_of_a_step_are_hoppers_own() {
+    let launches = launches(&Fixture::new(HiddenAct::Gelu, 2, 0, 128), Kernels::Hopper);
+    for form in ["nt", "nn", "tn"] {
+        let products =
+            launches.list.iter().filter(|launch| launch.kernel.starts_with(&format!("hopper_gemm_{form}")));
+        assert!(products.count() >= 8, "{form}: the four products of each of two layers");
+    }
+}
+
+/// What a step of a model in bf16 launches. Addresses are as far apart as the values' numbers: the kernels are not run.
+fn launches(fixture: &Fixture, kernels: Kernels) -> Launches {
+    let program = fixture.recorded(Precision::Bf16).program;
+    let mut launches = Launches::new(0, extents(&fixture.batch), 0);
+    launches.kernels = kernels;
+    let value = |var: Var| 1 << 30 | (var.index() as u64) << 12;
+    lower(&program, &Places { value: &value, copy: &value }, &mut launches);
+    launches
+}
+
 /// The neighbours that one kernel computes together are found in a real model's step.
 #[test]
 fn neighbours_are_fused() {
-    let fixture = Fixture::new(HiddenAct::Gelu, 2, 0, 128);
-    let program = fixture.recorded(Precision::Bf16).program;
-    let mut launches = Launches::new(0, extents(&fixture.batch), 0);
-    // Addresses as far apart as the values' numbers: the kernels are not run.
-    let value = |var: Var| 1 << 30 | (var.index() as u64) << 12;
-    lower(&program, &Places { value: &value, copy: &value }, &mut launches);
+    let launches = launches(&Fixture::new(HiddenAct::Gelu, 2, 0, 128), Kernels::Portable);
     let count = |part: &str| launches.list.iter().filter(|launch| launch.kernel.contains(part)).count();
     assert_eq!(count("embedding_norm"), 1, "embedding, norm and dropout");
     // Of two layers' feed-forward networks; the bias gradient is summed in the product.

@@ -88,4 +88,13 @@ mod tests {
             assert!(wrong.parse::<Arch>().unwrap_err().contains("90a"), "{wrong}");
         }
     }
+
+    #[test]
+    fn compute_capability_9_0_alone_is_hopper() {
+        let hopper = |major, minor| Arch::of_capability(major, minor).is_hopper();
+        assert!(hopper(9, 0));
+        for (major, minor) in [(8, 0), (8, 9), (9, 1), (10, 0), (12, 0)] {
+            assert!(!hopper(major, minor), "{major}.{minor}");
+        }
+    }
 }

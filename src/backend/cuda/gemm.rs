@@ -1,12 +1,14 @@
 //! Launches of matrix products and of the sums that belong to them.
 //!
 //! Two families of kernels compute the same: `kernels/gemm_bf16.cu` on tensor cores, where types and alignment allow, and
-//! `kernels/gemm_any.cu` everything else. Which tile is used, and into how many slices a weight gradient's depth is cut,
-//! is decided here from the capacity and the number of processors. The tile changes no bit of a result.
+//! `kernels/gemm_any.cu` everything else; a third one, of [`hopper_gemm`], where it was asked for. Which tile is used, and
+//! into how many slices a weight gradient's depth is cut, is decided here from the capacity and the number of
+//! processors. The tile changes no bit of a result.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::launch::{Address, DropoutSite, Launches, Operand, RowCount};
+use super::hopper_gemm;
+use super::launch::{Address, DropoutSite, Kernels, Launches, Operand, RowCount, TensorMap};
 use crate::tensor::{Activation, DType, Rows};
 
 /// Which operand of C `[m, n]` is transposed; all matrices are row-major.
@@ -140,9 +142,9 @@ struct ColumnSums {
 /// Threads of a product's block.
 const THREADS: u32 = 128;
 /// Slices of the depth begin at multiples of it.
-const SLICE_UNIT: u32 = 64;
+pub(super) const SLICE_UNIT: u32 = 64;
 /// More slices than this are not tried.
-const MOST_SLICES: u32 = 32;
+pub(super) const MOST_SLICES: u32 = 32;
 /// What a block does beside its multiplications, as so much more depth.
 const DEPTH_OF_THE_REST: u64 = 128;
 
@@ -201,10 +203,24 @@ const TILE_OF_ANY: Tile = Tile {
 
 /// The size of a product: C is `[m, n]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Size {
-    m: u32,
-    n: u32,
-    k: u32,
+pub(super) struct Size {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+}
+
+/// How a product is computed.
+pub(super) struct Plan {
+    pub kernel: &'static str,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared: usize,
+    /// Into so many slices the depth is cut.
+    pub slices: u32,
+    /// Rows of C whose column sums stand in one row.
+    pub rows_of_sums: u32,
+    /// Of A and B, if the kernel takes any.
+    pub maps: Vec<TensorMap>,
 }
 
 impl Tile {
@@ -226,6 +242,21 @@ impl Tile {
 fn choose(tiles: &[Tile], size: Size, most_slices: u32, processors: u32) -> (&Tile, u32) {
     let choices = tiles.iter().flat_map(|tile| (1..=most_slices).map(move |slices| (tile, slices)));
     choices.min_by_key(|(tile, slices)| tile.cost(size, *slices, processors)).expect("a tile")
+}
+
+/// How one of the portable kernels computes a product.
+fn plan(tiles: &[Tile], form: Form, size: Size, sliceable: bool, processors: u32) -> Plan {
+    let most_slices = if sliceable { size.k.div_ceil(SLICE_UNIT).clamp(1, MOST_SLICES) } else { 1 };
+    let (tile, slices) = choose(tiles, size, most_slices, processors);
+    Plan {
+        kernel: tile.kernels[form as usize],
+        grid: [tile.count(size), slices, 1],
+        threads: THREADS,
+        shared: tile.shared,
+        slices,
+        rows_of_sums: tile.rows,
+        maps: Vec::new(),
+    }
 }
 
 /// Whether the tensor cores' kernel can read the operand: in pieces of 16 bytes.
@@ -254,12 +285,6 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
     assert_eq!(depth_of_b, size.k, "{form:?} product of {a:?} and {b:?}");
     assert_eq!((c.most_rows, c.cols), (size.m, size.n), "{form:?} product of {a:?} and {b:?} in {c:?}");
 
-    let tiles = if is_in_pieces(&a) && is_in_pieces(&b) { &TILES[..] } else { &[TILE_OF_ANY] };
-    let sliceable =
-        form == Form::TN && c.dtype == DType::F32 && matches!(epilogue, Epilogue::Store | Epilogue::Add);
-    let most_slices = if sliceable { size.k.div_ceil(SLICE_UNIT).clamp(1, MOST_SLICES) } else { 1 };
-    let (tile, slices) = choose(tiles, size, most_slices, launches.processors);
-
     let mut product = Product {
         a: a.address,
         b: b.address,
@@ -273,7 +298,7 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
         rows,
         depth,
         columns: size.n,
-        slices,
+        slices: 1,
         finish: Finish::Linear as u32,
         activation: activation_number(Activation::Identity),
         dropout: DropoutSite::off(),
@@ -285,7 +310,6 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
     };
     match epilogue {
         Epilogue::Store => {}
-        Epilogue::Add if slices > 1 => {}
         Epilogue::Add => product.other = c.address,
         Epilogue::Bias(bias) => product.bias = bias,
         Epilogue::BiasActivation { bias, activation, before } => {
@@ -296,23 +320,40 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
         Epilogue::BiasDropoutResidual { bias, dropout, keys, residual } => {
             (product.bias, product.dropout, product.keys, product.other) = (bias, dropout, keys, residual);
         }
-        Epilogue::ActivationGradient { activation, before, d_bias, add: _ } => {
+        Epilogue::ActivationGradient { activation, before, .. } => {
             product.finish = Finish::Gradient as u32;
             product.activation = activation_number(activation);
             product.other = before;
-            if d_bias != 0 {
-                product.sums = launches.scratch(4 * (size.m.div_ceil(tile.rows) * size.n) as usize);
-            }
         }
     }
+    let written_in_pieces = |product: &Product| {
+        let all = [product.c, product.other, product.before];
+        size.n.is_multiple_of(8) && all.iter().all(|at| at.is_multiple_of(16))
+    };
+
+    let sliceable =
+        form == Form::TN && c.dtype == DType::F32 && matches!(epilogue, Epilogue::Store | Epilogue::Add);
+    let read_in_pieces = is_in_pieces(&a) && is_in_pieces(&b);
+    let Plan { kernel, grid, threads, shared, slices, rows_of_sums, maps } = match launches.kernels {
+        Kernels::Hopper if read_in_pieces && written_in_pieces(&product) => {
+            hopper_gemm::plan(form, &a, &b, size, sliceable, launches.processors)
+        }
+        Kernels::Hopper | Kernels::Portable => {
+            let tiles = if read_in_pieces { &TILES[..] } else { &[TILE_OF_ANY] };
+            plan(tiles, form, size, sliceable, launches.processors)
+        }
+    };
     if slices > 1 {
+        (product.slices, product.other) = (slices, 0);
         product.c = launches.scratch(4 * slices as usize * size.m as usize * size.n as usize);
     }
-    let in_pieces = [product.c, product.other, product.before].iter().all(|at| at.is_multiple_of(16));
-    product.vectors = u32::from(in_pieces && size.n.is_multiple_of(8));
-
-    let grid = [tile.count(size), slices, 1];
-    launches.push(tile.kernels[form as usize], grid, THREADS, tile.shared, &product);
+    if let Epilogue::ActivationGradient { d_bias, .. } = epilogue
+        && d_bias != 0
+    {
+        product.sums = launches.scratch(4 * (size.m.div_ceil(rows_of_sums) * size.n) as usize);
+    }
+    product.vectors = u32::from(written_in_pieces(&product));
+    launches.push_with_maps(kernel, grid, threads, shared, maps, &product);
 
     if slices > 1 {
         let (count, add) = (size.m * size.n, u32::from(epilogue == Epilogue::Add));
@@ -328,8 +369,8 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
             out: d_bias,
             step: launches.step,
             rows,
-            unit: tile.rows,
-            length: size.m.div_ceil(tile.rows),
+            unit: rows_of_sums,
+            length: size.m.div_ceil(rows_of_sums),
             columns: size.n,
             add: u32::from(add),
         };
@@ -418,6 +459,24 @@ mod tests {
         ] {
             assert_eq!(kernel(a, b), "gemm_any_nt", "{a:?} {b:?}");
         }
+    }
+
+    /// Where they were asked for, Hopper's kernels take what both of them could, if it is written in pieces, too.
+    #[test]
+    fn hopper_gets_what_it_can_read_and_write() {
+        use DType::{Bf16, F32};
+        let kernel = |a: Operand, b: Operand, c: Operand| {
+            let mut launches = Launches::new(0, Extents::default(), 1 << 30);
+            launches.kernels = Kernels::Hopper;
+            product(&mut launches, Form::NT, a, b, c, Epilogue::Store);
+            (launches.list[0].kernel, launches.list[0].maps.len())
+        };
+        let (a, b, c) = (operand(Bf16, 100, 64), operand(Bf16, 24, 64), operand(F32, 100, 24));
+        assert_eq!(kernel(a, b, c), ("hopper_gemm_nt_64x128", 2));
+        assert_eq!(kernel(a, b, Operand { address: 4, ..c }), ("gemm_bf16_nt_64x64", 0));
+        assert_eq!(kernel(a, operand(Bf16, 3, 64), operand(F32, 100, 3)), ("gemm_bf16_nt_64x64", 0));
+        assert_eq!(kernel(a, Operand { address: 8, ..b }, c), ("gemm_any_nt", 0));
+        assert_eq!(kernel(operand(F32, 100, 64), b, c), ("gemm_any_nt", 0));
     }
 
     #[test]
