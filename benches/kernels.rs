@@ -19,7 +19,7 @@ use mtdnn_raw::backend::cpu::embedding::{Tokens, embed, embed_gradient};
 use mtdnn_raw::backend::cpu::gemm::{Form, Matrix, MatrixMut, WriteBack, gemm, weight_gradient};
 use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::cpu::loss::{cross_entropy, cross_entropy_gradient};
-use mtdnn_raw::backend::cpu::norm::{AddNorm, AddNormGradient, add_norm, add_norm_gradient};
+use mtdnn_raw::backend::cpu::norm::{AddNorm, AddNormGradient, KeptNorm, add_norm, add_norm_gradient};
 use mtdnn_raw::backend::cpu::philox::Stream;
 use mtdnn_raw::backend::cpu::scratch::Workspace;
 use mtdnn_raw::backend::cpu::update::{Buffers, squared_norm, update};
@@ -210,14 +210,22 @@ fn attentions(table: &Table) {
         for (with, dropout) in [("", 0.0), (", dropout", 0.1)] {
             for narrow in [false, true] {
                 let (dropout, width) = (Dropout::new(dropout, 0), in_width(narrow));
-                let qkv = qkv.elements(narrow);
+                let qkv = Matrix::new(qkv.elements(narrow), tokens, 3 * hidden);
                 table.row(
                     &format!("attention {name}{with}{width}"),
                     table.product(2.0 * product, narrow),
                     || {
                         let context = context.elements_mut(narrow);
                         attention::forward(
-                            isa, scratch, stream, dropout, heads, qkv, bounds, context, &mut sums,
+                            isa,
+                            scratch,
+                            stream,
+                            dropout,
+                            heads,
+                            qkv,
+                            bounds,
+                            context,
+                            Some(&mut sums),
                         );
                     },
                 );
@@ -256,7 +264,8 @@ fn rows(table: &Table) {
             let (x, residual) = (x.elements(narrow), Some(residual.elements(narrow)));
             let input = AddNorm { x, residual, drop, gamma: &gamma, beta: &beta, epsilon: 1e-12 };
             let (y, normalized) = (y.elements_mut(narrow), normalized.elements_mut(narrow));
-            add_norm(isa, workspace.scratch(), &input, y, normalized, &mut inverse_std);
+            let kept = KeptNorm { normalized, inverse_std: &mut inverse_std };
+            add_norm(isa, workspace.scratch(), &input, y, Some(kept));
         });
         table.row(&format!("add and norm gradient {rows} x {cols}{with}{width}"), work, || {
             let (d_y, normalized) = (x.elements(narrow), normalized.elements(narrow));

@@ -184,7 +184,7 @@ DEVICE void forward(const Forward<bf16>& args) {
         u32 row = work.first + lane_index() / 4 + 8 * r;
         f32 sum = quad_sum(sums[r]);
         factors[r] = sum > 0.0f ? input.dropout.scale / sum : 0.0f;
-        if (lane_index() % 4 == 0 && row < rows) {
+        if (args.log_sum_exp && lane_index() % 4 == 0 && row < rows) {
             args.log_sum_exp[static_cast<u64>(row) * input.heads + work.head] =
                 sum > 0.0f ? fmaf(largest[r], input.scale, logf(sum)) : 0.0f;
         }

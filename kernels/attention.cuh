@@ -29,7 +29,7 @@ struct Forward {
     Input<T> input;
     /// `[tokens, hidden]`
     T* context;
-    /// `[tokens, heads]`: the natural logarithm of each softmax's denominator.
+    /// `[tokens, heads]`: the natural logarithm of each softmax's denominator; or none.
     f32* log_sum_exp;
 };
 

@@ -136,7 +136,7 @@ DEVICE void forward(const Forward<T>& args) {
     });
 
     store_row(context, sum > 0.0f ? 1.0f / sum : 0.0f, args.context, input.hidden, work);
-    if (lane_index() == 0 && work.row < rows) {
+    if (args.log_sum_exp && lane_index() == 0 && work.row < rows) {
         u64 at = static_cast<u64>(work.row) * input.heads + work.head;
         args.log_sum_exp[at] = sum > 0.0f ? largest + logf(sum) : 0.0f;
     }

@@ -205,7 +205,7 @@ DEVICE void forward(const LineForward& args) {
             sum = quad_sum(sum);
             factors[r] = sum > 0.0f ? input.dropout.scale / sum : 0.0f;
             u32 row = own + group + 8 * r;
-            if (lane_index() % 4 == 0 && row < line.count) {
+            if (args.forward.log_sum_exp && lane_index() % 4 == 0 && row < line.count) {
                 args.forward.log_sum_exp[static_cast<u64>(line.first + row) * input.heads + first_head + head] =
                     sum > 0.0f ? fmaf(largest, input.scale, logf(sum)) : 0.0f;
             }

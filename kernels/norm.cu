@@ -76,9 +76,9 @@ struct AddNorm {
     const u32* keys;
     /// `[rows, cols]`
     T* y;
-    /// `[rows, cols]`
+    /// `[rows, cols]`, or none
     T* normalized;
-    /// `[rows]`
+    /// `[rows]`, or none
     f32* inverse_std;
     Rows rows;
     Dropout dropout;
@@ -115,14 +115,15 @@ DEVICE void add_norm(const AddNorm<T>& args) {
         }
     }
     f32 inverse_std = normalize<strips, warps, whole>(values, cols, args.epsilon);
-    if (thread_index() % (32 * warps) == 0) args.inverse_std[row] = inverse_std;
+    const bool keeps = args.normalized != nullptr;
+    if (keeps && thread_index() % (32 * warps) == 0) args.inverse_std[row] = inverse_std;
     UNROLL for (u32 i = 0; i < strips; ++i) {
         u32 column = strip_column<warps>(i);
         f32 gamma[8], y[8];
         unpack(gamma, read_eight<whole>(args.gamma, column, cols));
         unpack(y, read_eight<whole>(args.beta, column, cols));
         UNROLL for (u32 j = 0; j < 8; ++j) y[j] = fmaf(gamma[j], values[i][j], y[j]);
-        write_eight<whole>(args.normalized + first, column, cols, values[i]);
+        if (keeps) write_eight<whole>(args.normalized + first, column, cols, values[i]);
         write_eight<whole>(args.y + first, column, cols, y);
     }
 }

@@ -4,7 +4,7 @@ use mtdnn_raw::backend::BackendError;
 use mtdnn_raw::backend::cuda::embedding::{Tables, Tokens};
 use mtdnn_raw::backend::cuda::gemm::{Epilogue, Form, column_sums, product};
 use mtdnn_raw::backend::cuda::launch::{Address, DropoutSite, Target};
-use mtdnn_raw::backend::cuda::norm::{AddNorm, AddNormGrad, EmbeddingNorm};
+use mtdnn_raw::backend::cuda::norm::{AddNorm, AddNormGrad, EmbeddingNorm, KeptNorm};
 use mtdnn_raw::backend::cuda::update::{Buffers, Clip, UpdateGroup};
 use mtdnn_raw::backend::cuda::vocabulary::{Gradients, Vocabulary};
 use mtdnn_raw::backend::cuda::{
@@ -134,8 +134,7 @@ pub fn rows(bench: &mut Bench) -> Result<(), BackendError> {
                 dropout: site(probability),
                 keys: keys(set, rows),
                 y: set.bf16(rows, cols),
-                normalized: set.bf16(rows, cols),
-                inverse_std: set.f32(rows, 1),
+                kept: Some(KeptNorm { normalized: set.bf16(rows, cols), inverse_std: set.f32(rows, 1) }),
             };
             norm::forward(launches, &op);
         })?;

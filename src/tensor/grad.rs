@@ -3,7 +3,7 @@
 //! The backward steps are ordinary operations appended to the same tape. Each gradient is stored by its
 //! first use and added to by later ones, so no buffer is ever cleared.
 
-use super::op::{Activation, Op, Sink, Var};
+use super::op::{Activation, KeptNorm, Op, Sink, Var};
 use super::precision::Precision;
 use super::shape::DType;
 use super::tape::{Mode, Origin, Tape};
@@ -106,6 +106,7 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
         }
         Op::Attention { qkv, index, heads, dropout, context, log_sum_exp } => {
             let Some(d_context) = gradients.get(context) else { return };
+            let log_sum_exp = log_sum_exp.expect("a training tape keeps the softmaxes' denominators");
             gradients.store_then_add(tape, qkv, |tape, d_qkv| {
                 tape.ops.push(Op::AttentionGrad {
                     qkv,
@@ -118,8 +119,10 @@ fn backward(tape: &mut Tape, gradients: &mut Gradients, op: &Op) {
                 });
             });
         }
-        Op::AddNorm { x, residual, gamma, beta, epsilon: _, dropout, keys, y, normalized, inverse_std } => {
+        Op::AddNorm { x, residual, gamma, beta, epsilon: _, dropout, keys, y, kept } => {
             let Some(d_y) = gradients.get(y) else { return };
+            let KeptNorm { normalized, inverse_std } =
+                kept.expect("a training tape keeps what is normalized");
             let d_residual = residual.map(|residual| gradients.sink(tape, residual));
             let d_gamma = gradients.sink(tape, gamma);
             let d_beta = gradients.sink(tape, beta);

@@ -11,7 +11,7 @@ mod precision;
 mod shape;
 mod tape;
 
-pub use op::{Activation, Dropout, MOST_STEPS, Op, Sink, TokenIndex, Var};
+pub use op::{Activation, Dropout, KeptNorm, MOST_STEPS, Op, Sink, TokenIndex, Var};
 pub use operands::Access;
 pub use plan::{Program, Space, Span};
 pub use precision::Precision;

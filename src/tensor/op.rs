@@ -89,6 +89,15 @@ pub struct TokenIndex {
     pub first_places: Var,
 }
 
+/// What the backward pass of [`Op::AddNorm`] needs of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KeptNorm {
+    /// `(s - mean(s)) * inverse_std` of the sum `s`, `[rows, cols]`
+    pub normalized: Var,
+    /// `[rows, 1]`
+    pub inverse_std: Var,
+}
+
 /// One operation. Shapes stand beside each operand; the outputs are operands too.
 ///
 /// Matched without a wildcard by [`Op::operands`] (`operands.rs`), by `grad` and by every backend, so that an operation
@@ -135,8 +144,9 @@ pub enum Op {
         dropout: Dropout,
         /// `[tokens, hidden]`
         context: Var,
-        /// Logarithm of each softmax's denominator, `[tokens, heads]`: all that backward needs of the scores.
-        log_sum_exp: Var,
+        /// Logarithm of each softmax's denominator, `[tokens, heads]`: all that backward needs of the scores. Absent
+        /// where there is no backward pass.
+        log_sum_exp: Option<Var>,
     },
     /// `y = gamma * normalized(dropout(x) + residual) + beta` (Ba et al. 2016), biased variance.
     AddNorm {
@@ -156,10 +166,8 @@ pub enum Op {
         keys: Var,
         /// `[rows, cols]`
         y: Var,
-        /// `(s - mean(s)) * inverse_std`, `[rows, cols]`
-        normalized: Var,
-        /// `[rows, 1]`
-        inverse_std: Var,
+        /// Absent where there is no backward pass.
+        kept: Option<KeptNorm>,
     },
     /// `out = x * keep`; its own backward, applied to the gradient.
     Drop {

@@ -81,25 +81,18 @@ impl Op {
             Op::Attention { qkv, index, heads: _, dropout: _, context, log_sum_exp } => {
                 let mut list = vec![(Read, *qkv)];
                 list.extend(rows(index));
-                list.extend([(Write, *context), (Write, *log_sum_exp)]);
+                list.push((Write, *context));
+                list.extend(log_sum_exp.map(|var| (Write, var)));
                 list
             }
-            Op::AddNorm {
-                x,
-                residual,
-                gamma,
-                beta,
-                epsilon: _,
-                dropout: _,
-                keys,
-                y,
-                normalized,
-                inverse_std,
-            } => {
+            Op::AddNorm { x, residual, gamma, beta, epsilon: _, dropout: _, keys, y, kept } => {
                 let mut list = vec![(Read, *x)];
                 list.extend(residual.map(|var| (Read, var)));
                 list.extend([(Read, *gamma), (Read, *beta), (Read, *keys)]);
-                list.extend([(Write, *y), (Write, *normalized), (Write, *inverse_std)]);
+                list.push((Write, *y));
+                list.extend(
+                    kept.iter().flat_map(|kept| [(Write, kept.normalized), (Write, kept.inverse_std)]),
+                );
                 list
             }
             Op::Drop { x, keys, dropout: _, out } => {

@@ -49,8 +49,8 @@ pub(super) fn narrow(values: &mut [Value], ops: &[Op]) {
 /// The operands of an operation that stay f32.
 fn exact(op: &Op) -> Vec<Var> {
     match op {
-        Op::Attention { log_sum_exp, .. } => vec![*log_sum_exp],
-        Op::AddNorm { inverse_std, .. } => vec![*inverse_std],
+        Op::Attention { log_sum_exp, .. } => log_sum_exp.iter().copied().collect(),
+        Op::AddNorm { kept, .. } => kept.iter().map(|kept| kept.inverse_std).collect(),
         Op::Attend { weights, .. } => vec![*weights],
         Op::StepAverage { logits, out, .. } => logits.iter().chain([out]).copied().collect(),
         Op::CrossEntropy { logits, loss, .. } => vec![*logits, *loss],

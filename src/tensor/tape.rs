@@ -2,7 +2,7 @@
 //!
 //! The order of recording is the topological order, so nothing is ever sorted.
 
-use super::op::{Activation, Dropout, MOST_STEPS, Op, TokenIndex, Var};
+use super::op::{Activation, Dropout, KeptNorm, MOST_STEPS, Op, TokenIndex, Var};
 use super::precision::Precision;
 use super::shape::{DType, Extents, Rows, Shape};
 
@@ -143,7 +143,8 @@ impl Tape {
             self.expect(var, DType::U32, Shape::new(Rows::Sequences, 1));
         }
         let context = self.computed("context", Shape::new(Rows::Tokens, shape.cols / 3));
-        let log_sum_exp = self.computed("log_sum_exp", Shape::new(Rows::Tokens, heads));
+        let keep = self.mode == Mode::Training;
+        let log_sum_exp = keep.then(|| self.computed("log_sum_exp", Shape::new(Rows::Tokens, heads)));
         self.ops.push(Op::Attention { qkv, index, heads, dropout, context, log_sum_exp });
         context
     }
@@ -169,20 +170,11 @@ impl Tape {
         }
         self.expect(keys, DType::U32, Shape::new(shape.rows, 1));
         let y = self.computed("norm", shape);
-        let normalized = self.computed("normalized", shape);
-        let inverse_std = self.computed("inverse_std", Shape::new(shape.rows, 1));
-        self.ops.push(Op::AddNorm {
-            x,
-            residual,
-            gamma,
-            beta,
-            epsilon,
-            dropout,
-            keys,
-            y,
-            normalized,
-            inverse_std,
+        let kept = (self.mode == Mode::Training).then(|| KeptNorm {
+            normalized: self.computed("normalized", shape),
+            inverse_std: self.computed("inverse_std", Shape::new(shape.rows, 1)),
         });
+        self.ops.push(Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, kept });
         y
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use mtdnn_raw::random::philox4x32_10;
-use mtdnn_raw::tensor::{Activation, Dropout, Extents, Op, Program, Space, Var};
+use mtdnn_raw::tensor::{Activation, Dropout, Extents, KeptNorm, Op, Program, Space, Var};
 
 /// The numbers that a program runs on.
 pub struct Numbers {
@@ -138,9 +138,11 @@ impl Run<'_> {
                     }
                 }
                 self.values.insert(context, out);
-                self.values.insert(log_sum_exp, denominators);
+                if let Some(log_sum_exp) = log_sum_exp {
+                    self.values.insert(log_sum_exp, denominators);
+                }
             }
-            Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
+            Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, kept } => {
                 let (rows, cols) = self.shape(x);
                 let (gamma, beta) = (self.get(gamma), self.get(beta));
                 let keys = self.indices(keys);
@@ -161,8 +163,10 @@ impl Run<'_> {
                 assert_eq!(inverse.len(), rows);
                 let out = sum.iter().enumerate().map(|(i, v)| v * gamma[i % cols] + beta[i % cols]);
                 self.values.insert(y, out.collect());
-                self.values.insert(normalized, sum);
-                self.values.insert(inverse_std, inverse);
+                if let Some(KeptNorm { normalized, inverse_std }) = kept {
+                    self.values.insert(normalized, sum);
+                    self.values.insert(inverse_std, inverse);
+                }
             }
             Op::Drop { x, keys, dropout, out } => {
                 let (_, cols) = self.shape(x);

@@ -158,8 +158,10 @@ fn check_on(
     let context = bench.output("context", dtype, Rows::Tokens, hidden);
     let statistics = bench.output("log_sum_exp", DType::F32, Rows::Tokens, HEADS);
     let d_qkv = bench.output("d_qkv", dtype, Rows::Tokens, 3 * hidden);
+    let alone = bench.output("context alone", dtype, Rows::Tokens, hidden);
     let (site, log_sum_exp) = (DropoutSite::new(dropout), statistics.address);
     bench.run(emulation, |list| {
+        attention::forward(list, qkv, places, starts, ends, HEADS, site, alone, 0);
         attention::forward(list, qkv, places, starts, ends, HEADS, site, context, log_sum_exp);
         attention::backward(list, qkv, places, starts, ends, HEADS, site, log_sum_exp, d_context, d_qkv);
     });
@@ -171,6 +173,7 @@ fn check_on(
         values
     };
     let (context, log_sum_exp, d_qkv) = (read(context), read(statistics), read(d_qkv));
+    assert_eq!(read(alone), context, "nothing is kept: {dtype} heads of {size}, {dropout:?}, {packed:?}");
     let third =
         |third: usize| error(&d_qkv, &expected.d_qkv, 3 * hidden, third * hidden..(third + 1) * hidden);
     for (name, error, tolerance) in [

@@ -8,7 +8,7 @@ use mtdnn_raw::backend::cpu::norm as cpu;
 use mtdnn_raw::backend::cpu::scratch::Workspace;
 use mtdnn_raw::backend::cuda::embedding::Tables;
 use mtdnn_raw::backend::cuda::launch::{DropoutSite, Operand, Target};
-use mtdnn_raw::backend::cuda::norm::{self, AddNorm, AddNormGrad, EmbeddingNorm};
+use mtdnn_raw::backend::cuda::norm::{self, AddNorm, AddNormGrad, EmbeddingNorm, KeptNorm};
 use mtdnn_raw::tensor::{DType, Dropout, Rows};
 
 use super::embedding::Batch;
@@ -103,9 +103,14 @@ fn forward_is_the_cpus() {
         let mut inverse_std = vec![0.0; rows];
         let (isa, workspace) = (Isa::detect(), workspace());
         let [of_y, of_normalized] = [&mut y, &mut normalized].map(Into::into);
-        cpu::add_norm(isa, workspace.scratch(), &input, of_y, of_normalized, &mut inverse_std);
+        let kept = cpu::KeptNorm { normalized: of_normalized, inverse_std: &mut inverse_std };
+        cpu::add_norm(isa, workspace.scratch(), &input, of_y, Some(kept));
 
         let mut bench = Bench::of_tokens(rows);
+        let kept = KeptNorm {
+            normalized: bench.output("normalized", dtype, Rows::Tokens, cols),
+            inverse_std: bench.output("inverse_std", DType::F32, Rows::Tokens, 1),
+        };
         let op = AddNorm {
             x: bench.value("x", dtype, Rows::Tokens, cols, &x),
             residual: residual.map(|values| bench.value("residual", dtype, Rows::Tokens, cols, &values)),
@@ -115,13 +120,17 @@ fn forward_is_the_cpus() {
             dropout: DropoutSite::new(dropout),
             keys: bench.memory.words("keys", &keys),
             y: bench.output("y", dtype, Rows::Tokens, cols),
-            normalized: bench.output("normalized", dtype, Rows::Tokens, cols),
-            inverse_std: bench.output("inverse_std", DType::F32, Rows::Tokens, 1),
+            kept: Some(kept),
         };
-        bench.run(emulation, |launches| norm::forward(launches, &op));
-        assert_near(&case, DType::F32, &bench.read(op.inverse_std), &inverse_std, 3e-6);
-        assert_near(&case, dtype, &bench.read(op.normalized), &normalized, 3e-6);
+        let alone = AddNorm { y: bench.output("y alone", dtype, Rows::Tokens, cols), kept: None, ..op };
+        bench.run(emulation, |launches| {
+            norm::forward(launches, &op);
+            norm::forward(launches, &alone);
+        });
+        assert_near(&case, DType::F32, &bench.read(kept.inverse_std), &inverse_std, 3e-6);
+        assert_near(&case, dtype, &bench.read(kept.normalized), &normalized, 3e-6);
         assert_near(&case, dtype, &bench.read(op.y), &y, 3e-6);
+        assert_eq!(bench.read(alone.y), bench.read(op.y), "{case:?}: nothing is kept");
     }
 }
 
@@ -209,7 +218,8 @@ fn the_embedding_is_normalized_in_one_go() {
             let mut inverse_std = vec![0.0; tokens];
             let (isa, workspace) = (Isa::detect(), workspace());
             let [of_y, of_normalized] = [&mut y, &mut normalized].map(Into::into);
-            cpu::add_norm(isa, workspace.scratch(), &input, of_y, of_normalized, &mut inverse_std);
+            let kept = cpu::KeptNorm { normalized: of_normalized, inverse_std: &mut inverse_std };
+            cpu::add_norm(isa, workspace.scratch(), &input, of_y, Some(kept));
             let drop = RowDropout { stream: STREAM, dropout, keys: Some(&batch.places) };
             drop_rows(isa, drop, (&y).into(), cols, (&mut out).into());
 

@@ -23,9 +23,9 @@ use crate::tensor::Dropout;
 /// Attends within each sequence: `context = dropout(softmax(q kᵀ / sqrt(head_size))) v`, head by head.
 ///
 /// `qkv` is `[tokens, 3 * hidden]`, queries, keys and values side by side; `bounds` says which tokens make a sequence.
-/// Writes `context` `[tokens, hidden]` and `log_sum_exp` `[tokens, heads]`, the logarithm of each softmax's
-/// denominator; both are zero for tokens of no sequence. The probability of query `i` for key `j` of sequence `s` is dropped by
-/// draw `j` of the row with key `s << 16 | i`.
+/// Writes `context` `[tokens, hidden]` and, for [`backward`], `log_sum_exp` `[tokens, heads]`, the logarithm of each
+/// softmax's denominator; both are zero for tokens of no sequence. The probability of query `i` for key `j` of sequence
+/// `s` is dropped by draw `j` of the row with key `s << 16 | i`.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     isa: Isa,
@@ -33,19 +33,23 @@ pub fn forward(
     stream: Stream,
     dropout: Dropout,
     heads: usize,
-    qkv: Elements,
+    qkv: Matrix,
     bounds: Bounds,
     mut context: ElementsMut,
-    log_sum_exp: &mut [f32],
+    mut log_sum_exp: Option<&mut [f32]>,
 ) {
-    let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
+    let input = Input::new(isa, stream, dropout, heads, qkv, bounds);
     input.assert_length("context", context.len(), input.hidden);
-    input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
+    if let Some(log_sum_exp) = &log_sum_exp {
+        input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
+    }
     if input.has_dead_rows() {
         context.fill(0.0);
-        log_sum_exp.fill(0.0);
+        if let Some(log_sum_exp) = &mut log_sum_exp {
+            log_sum_exp.fill(0.0);
+        }
     }
-    let (context, log_sum_exp) = (SharedElements::new(context), SharedMut::new(log_sum_exp));
+    let (context, log_sum_exp) = (SharedElements::new(context), log_sum_exp.map(SharedMut::new));
     input.for_each_head(|head| {
         scratch.with(head.scratch_floats(), |scratch| head.forward(scratch, context, log_sum_exp));
     });
@@ -60,13 +64,13 @@ pub fn backward(
     stream: Stream,
     dropout: Dropout,
     heads: usize,
-    qkv: Elements,
+    qkv: Matrix,
     bounds: Bounds,
     log_sum_exp: &[f32],
     d_context: Elements,
     mut d_qkv: ElementsMut,
 ) {
-    let input = Input::new(isa, stream, dropout, heads, qkv, bounds, log_sum_exp.len());
+    let input = Input::new(isa, stream, dropout, heads, qkv, bounds);
     input.assert_length("log_sum_exp", log_sum_exp.len(), heads);
     input.assert_length("d_context", d_context.len(), input.hidden);
     input.assert_length("d_qkv", d_qkv.len(), 3 * input.hidden);
@@ -112,15 +116,17 @@ impl<'a> Input<'a> {
         stream: Stream,
         dropout: Dropout,
         heads: usize,
-        qkv: Elements<'a>,
+        qkv: Matrix<'a>,
         bounds: Bounds<'a>,
-        log_sums: usize,
     ) -> Self {
-        let tokens = log_sums / heads;
-        let hidden = qkv.len() / (3 * tokens.max(1));
-        assert_eq!(qkv.len(), 3 * tokens * hidden, "qkv of {tokens} tokens");
-        assert!(hidden.is_multiple_of(heads), "{heads} heads do not divide hidden size {hidden}");
-        Self { isa, stream, dropout, heads, qkv, bounds, tokens, hidden }
+        let (tokens, hidden) = (qkv.rows, qkv.cols / 3);
+        assert!(
+            qkv.cols == 3 * hidden && hidden.is_multiple_of(heads) && qkv.stride == qkv.cols,
+            "qkv of {} columns, {} apart, does not split into q, k, v of {heads} heads",
+            qkv.cols,
+            qkv.stride
+        );
+        Self { isa, stream, dropout, heads, qkv: qkv.data, bounds, tokens, hidden }
     }
 
     fn assert_length(&self, name: &str, length: usize, cols: usize) {
@@ -217,7 +223,7 @@ impl Head<'_> {
         self.tokens.clone().step_by(QUERIES).map(move |start| start..(start + QUERIES).min(end))
     }
 
-    fn forward(&self, scratch: &mut [f32], context: SharedElements, log_sum_exp: SharedMut) {
+    fn forward(&self, scratch: &mut [f32], context: SharedElements, log_sum_exp: Option<SharedMut>) {
         let Input { isa, heads, hidden, .. } = *self.input;
         let (length, size) = (self.tokens.len(), self.size);
         let stride = length.next_multiple_of(LANES);
@@ -233,10 +239,13 @@ impl Head<'_> {
             let c = MatrixMut::with_stride(&mut *scores, count, length, stride);
             gemm_serial(isa, packing, Form::NT, queries, keys, c, false);
             for (query, scores) in rows.clone().zip(scores.chunks_exact_mut(stride)) {
-                let place = query * heads + self.index;
-                // SAFETY: one task writes this head's column of this row.
-                let log_sum_exp = unsafe { log_sum_exp.slice(place..place + 1) };
-                log_sum_exp[0] = softmax(isa, self.row(query), factors, scores);
+                let logarithm = softmax(isa, self.row(query), factors, scores);
+                if let Some(log_sum_exp) = log_sum_exp {
+                    let place = query * heads + self.index;
+                    // SAFETY: one task writes this head's column of this row.
+                    let own = unsafe { log_sum_exp.slice(place..place + 1) };
+                    own[0] = logarithm;
+                }
             }
             let block = &mut block[..count * size];
             let probabilities = Matrix::with_stride(&*scores, count, length, stride);

@@ -28,37 +28,47 @@ pub struct AddNorm<'a> {
     pub epsilon: f32,
 }
 
+/// What [`add_norm`] keeps for the backward pass.
+#[derive(Debug)]
+pub struct KeptNorm<'a> {
+    /// `[rows, cols]`
+    pub normalized: ElementsMut<'a>,
+    /// `[rows]`
+    pub inverse_std: &'a mut [f32],
+}
+
 /// `y = gamma * normalized + beta`, where `normalized = (s - mean(s)) * inverse_std` of each row of
 /// `s = dropout(x) + residual`, and `inverse_std = 1 / sqrt(variance + epsilon)` with the biased variance.
 ///
-/// `y` and `normalized` are `[rows, cols]`, `inverse_std` is `[rows]`; the last two are what the backward pass needs.
-pub fn add_norm(
-    isa: Isa,
-    scratch: &Scratch,
-    input: &AddNorm,
-    y: ElementsMut,
-    normalized: ElementsMut,
-    inverse_std: &mut [f32],
-) {
-    let (rows, cols) = (inverse_std.len(), input.gamma.len());
-    let size = rows * cols;
+/// `y` is `[rows, cols]`; what the backward pass needs is kept where there is one.
+pub fn add_norm(isa: Isa, scratch: &Scratch, input: &AddNorm, y: ElementsMut, kept: Option<KeptNorm>) {
+    let cols = input.gamma.len();
+    let (size, rows) = (input.x.len(), input.x.len() / cols);
     assert_eq!(
-        [input.x.len(), input.residual.map_or(size, |residual| residual.len()), y.len(), normalized.len()],
-        [size; 4],
-        "x, residual, y and normalized of [{rows}, {cols}]"
+        [rows * cols, input.residual.map_or(size, |residual| residual.len()), y.len()],
+        [size; 3],
+        "x, residual and y of [{rows}, {cols}]"
     );
     assert_eq!(input.beta.len(), cols, "beta beside gamma");
     input.drop.assert_rows(rows);
     let block = rows_per_block(cols);
-    y.par_chunks_mut(block * cols)
-        .zip(normalized.par_chunks_mut(block * cols))
-        .zip(inverse_std.par_chunks_mut(block))
-        .enumerate()
-        .for_each(|(i, ((y, normalized), inverse_std))| {
-            scratch.with(FORWARD_BUFFERS * cols, |buffers| {
-                add_norm_block(isa, input, i * block, buffers, y, normalized, inverse_std)
-            });
+    let run = |i: usize, y: ElementsMut, kept: Option<KeptNorm>| {
+        scratch.with(FORWARD_BUFFERS * cols, |buffers| {
+            add_norm_block(isa, input, i * block, buffers, y, kept);
         });
+    };
+    let y = y.par_chunks_mut(block * cols).enumerate();
+    let Some(KeptNorm { normalized, inverse_std }) = kept else {
+        return y.for_each(|(i, y)| run(i, y, None));
+    };
+    assert_eq!(
+        [normalized.len(), inverse_std.len()],
+        [size, rows],
+        "normalized and inverse_std of [{rows}, {cols}]"
+    );
+    y.zip(normalized.par_chunks_mut(block * cols)).zip(inverse_std.par_chunks_mut(block)).for_each(
+        |(((i, y), normalized), inverse_std)| run(i, y, Some(KeptNorm { normalized, inverse_std })),
+    );
 }
 
 /// What [`add_norm_gradient`] reads.
@@ -130,17 +140,19 @@ multiversion! {
         first_row: usize,
         buffers: &mut [f32],
         y: ElementsMut,
-        normalized: ElementsMut,
-        inverse_std: &mut [f32],
+        kept: Option<KeptNorm>,
     ) {
-        let (mut all_y, mut all_normalized) = (y, normalized);
+        let (mut all_y, mut kept) = (y, kept);
         let cols = input.gamma.len();
         let (of_normalized, of_y) = buffers.split_at_mut(cols);
-        for (i, inverse_std) in inverse_std.iter_mut().enumerate() {
+        for i in 0..all_y.len() / cols {
             let (row, part) = (first_row + i, i * cols..(i + 1) * cols);
             let of_input = row * cols..(row + 1) * cols;
-            // The sum is built where `normalized` goes, in cache, and normalized there.
-            let normalized = all_normalized.place(part.clone(), of_normalized);
+            // The sum is built where `normalized` goes, in cache, and normalized there; in the buffer if it goes nowhere.
+            let normalized = match &mut kept {
+                Some(kept) => kept.normalized.place(part.clone(), of_normalized),
+                None => &mut *of_normalized,
+            };
             input.x.copy_to(of_input.clone(), normalized);
             input.drop.apply(row, 0, normalized);
             if let Some(residual) = &input.residual {
@@ -156,8 +168,10 @@ multiversion! {
                 *y = multiply_add::<FMA>(*gamma, *normalized, *beta);
             }
             all_y.settle(part.clone(), of_y);
-            all_normalized.settle(part, of_normalized);
-            *inverse_std = scale;
+            if let Some(kept) = &mut kept {
+                kept.normalized.settle(part, of_normalized);
+                kept.inverse_std[i] = scale;
+            }
         }
     }
 }
@@ -286,8 +300,12 @@ mod tests {
             let [mut y, mut normalized] =
                 [0; 2].map(|_| Kept::new(self.dtype, &vec![f32::NAN; self.x.len()]));
             let mut inverse_std = vec![f32::NAN; self.rows()];
-            let (workspace, out) = (workspace(), (y.elements_mut(), normalized.elements_mut()));
-            add_norm(isa, workspace.scratch(), &input, out.0, out.1, &mut inverse_std);
+            let workspace = workspace();
+            let kept = KeptNorm { normalized: normalized.elements_mut(), inverse_std: &mut inverse_std };
+            add_norm(isa, workspace.scratch(), &input, y.elements_mut(), Some(kept));
+            let mut alone = Kept::new(self.dtype, &vec![f32::NAN; self.x.len()]);
+            add_norm(isa, workspace.scratch(), &input, alone.elements_mut(), None);
+            assert_eq!(alone.numbers(), y.numbers(), "nothing is kept");
             [y.numbers(), normalized.numbers(), inverse_std]
         }
 
@@ -374,8 +392,9 @@ mod tests {
         let input = AddNorm { x, residual: None, drop, gamma: &ones, beta: &[0.0; 4], epsilon: 1e-12 };
         for &isa in Isa::available() {
             let (mut y, mut normalized, mut inverse_std) = ([0.0; 4], [0.0; 4], [0.0]);
-            let out = (ElementsMut::F32(&mut y), ElementsMut::F32(&mut normalized));
-            add_norm(isa, workspace().scratch(), &input, out.0, out.1, &mut inverse_std);
+            let kept =
+                KeptNorm { normalized: ElementsMut::F32(&mut normalized), inverse_std: &mut inverse_std };
+            add_norm(isa, workspace().scratch(), &input, ElementsMut::F32(&mut y), Some(kept));
             assert_close(&inverse_std, [1.0 / 1.25f64.sqrt()], 1e-6);
         }
     }

@@ -1,5 +1,7 @@
 //! Walks a program: one arm an operation, each a call of its kernel on slices of the arena.
 
+use std::ops::Range;
+
 use super::activation::{activate, activate_gradient, activate_in_place};
 use super::attend::{Attend, AttendGradient, attend, attend_gradient};
 use super::attention;
@@ -13,7 +15,7 @@ use super::gather::{gather, gather_gradient};
 use super::gemm::{self, Form, Matrix, MatrixMut, WriteBack, gemm};
 use super::isa::Isa;
 use super::loss::{self, Choices};
-use super::norm::{self, AddNorm, AddNormGradient, add_norm, add_norm_gradient};
+use super::norm::{self, AddNorm, AddNormGradient, KeptNorm, add_norm, add_norm_gradient};
 use super::philox::Stream;
 use super::san::{self, Gru, Steps};
 use super::scratch::Workspace;
@@ -64,17 +66,20 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
             stream,
             dropout,
             heads,
-            values.elements(qkv),
+            values.matrix(qkv),
             values.bounds(&index),
             values.elements_mut(context),
-            values.get_mut(log_sum_exp),
+            log_sum_exp.map(|var| values.get_mut(var)),
         ),
-        Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
+        Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, kept } => {
             let drop = RowDropout { stream, dropout, keys: Some(values.indices(keys)) };
             let (residual, gamma, beta) = (residual.map(elements), get(gamma), get(beta));
             let input = AddNorm { x: elements(x), residual, drop, gamma, beta, epsilon };
-            let (normalized, inverse_std) = (elements_mut(normalized), values.get_mut(inverse_std));
-            add_norm(isa, workspace.scratch(), &input, elements_mut(y), normalized, inverse_std);
+            let kept = kept.map(|kept| KeptNorm {
+                normalized: elements_mut(kept.normalized),
+                inverse_std: values.get_mut(kept.inverse_std),
+            });
+            add_norm(isa, workspace.scratch(), &input, elements_mut(y), kept);
         }
         Op::Drop { x, keys, dropout, out } => {
             let drop = RowDropout { stream, dropout, keys: keys.map(|keys| values.indices(keys)) };
@@ -152,7 +157,7 @@ pub(super) fn run(isa: Isa, workspace: &mut Workspace, stream: Stream, values: &
                 stream,
                 dropout,
                 heads,
-                values.elements(qkv),
+                values.matrix(qkv),
                 values.bounds(&index),
                 get(log_sum_exp),
                 values.elements(d_context),
@@ -353,8 +358,11 @@ pub(super) struct Values<'a> {
 
 impl<'a> Values<'a> {
     /// An f32 value that the operation at hand reads.
-    fn get(&self, var: Var) -> &'a [f32] {
-        self.get_mut(var)
+    pub(super) fn get(&self, var: Var) -> &'a [f32] {
+        match self.elements(var) {
+            Elements::F32(values) => values,
+            Elements::Bf16(_) => panic!("{} is bf16", self.program.name(var)),
+        }
     }
 
     /// Indices that the operation at hand reads.
@@ -363,7 +371,7 @@ impl<'a> Values<'a> {
     }
 
     /// An f32 value that the operation at hand writes.
-    fn get_mut(&self, var: Var) -> &'a mut [f32] {
+    pub(super) fn get_mut(&self, var: Var) -> &'a mut [f32] {
         match self.elements_mut(var) {
             ElementsMut::F32(values) => values,
             ElementsMut::Bf16(_) => panic!("{} is bf16", self.program.name(var)),
@@ -372,43 +380,63 @@ impl<'a> Values<'a> {
 
     /// A value of either width that the operation at hand reads.
     fn elements(&self, var: Var) -> Elements<'a> {
-        match self.elements_mut(var) {
-            ElementsMut::F32(values) => Elements::F32(values),
-            ElementsMut::Bf16(values) => Elements::Bf16(values),
+        match self.copy(var) {
+            // SAFETY: each copy has a place of its own, and operations run one after another.
+            Some(place) => Elements::F32(unsafe { self.widened.buffer.read(place) }),
+            None => self.stored(var),
         }
     }
 
     /// A value of either width that the operation at hand writes.
     fn elements_mut(&self, var: Var) -> ElementsMut<'a> {
-        if let Some(copy) = self.copy(var) {
-            return ElementsMut::F32(copy);
+        match self.copy(var) {
+            // SAFETY: each copy has a place of its own, and an operation writes a value by one operand.
+            Some(place) => ElementsMut::F32(unsafe { self.widened.buffer.slice(place) }),
+            None => self.stored_mut(var),
         }
-        self.stored(var)
     }
 
-    /// A value where it is kept, whatever copy there is of it.
-    pub(super) fn stored(&self, var: Var) -> ElementsMut<'a> {
+    /// A value to be read where it is kept, whatever copy there is of it.
+    pub(super) fn stored(&self, var: Var) -> Elements<'a> {
         let words = self.words(var);
         match self.program.dtype(var) {
-            DType::Bf16 => {
-                let (rows, cols) = self.shape(var);
-                ElementsMut::Bf16(&mut bytemuck::cast_slice_mut(words)[..rows * cols])
-            }
+            DType::Bf16 => Elements::Bf16(&bytemuck::cast_slice(words)[..self.len(var)]),
+            DType::F32 | DType::U32 => Elements::F32(words),
+        }
+    }
+
+    /// A value to be written where it is kept, whatever copy there is of it.
+    pub(super) fn stored_mut(&self, var: Var) -> ElementsMut<'a> {
+        let (buffer, place) = self.place(var);
+        // SAFETY: operations run one after another, an operation writes a value by one operand and reads it by no other,
+        // and values that live at the same time lie apart (a property test holds the planner to that).
+        let words = unsafe { buffer.slice(place) };
+        match self.program.dtype(var) {
+            DType::Bf16 => ElementsMut::Bf16(&mut bytemuck::cast_slice_mut(words)[..self.len(var)]),
             DType::F32 | DType::U32 => ElementsMut::F32(words),
         }
     }
 
-    fn words(&self, var: Var) -> &'a mut [f32] {
+    fn words(&self, var: Var) -> &'a [f32] {
+        let (buffer, place) = self.place(var);
+        // SAFETY: what an operation reads it does not write, and what it writes lies apart, as above.
+        unsafe { buffer.read(place) }
+    }
+
+    fn place(&self, var: Var) -> (SharedMut<'a>, Range<usize>) {
         let span = self.program.span(var, &self.extents);
         let buffer = match span.space {
-            Space::Arena => &self.arena,
-            Space::Parameters => &self.parameters,
-            Space::Gradients => &self.gradients,
+            Space::Arena => self.arena,
+            Space::Parameters => self.parameters,
+            Space::Gradients => self.gradients,
             Space::FirstMoment | Space::SecondMoment => unreachable!("programs have no moments"),
         };
-        // SAFETY: operations run one after another, and the operands of one operation lie apart: the planner
-        // gives values that live at the same time disjoint places (a property test holds it to that).
-        unsafe { buffer.slice(span.range()) }
+        (buffer, span.range())
+    }
+
+    fn len(&self, var: Var) -> usize {
+        let (rows, cols) = self.shape(var);
+        rows * cols
     }
 
     fn shape(&self, var: Var) -> (usize, usize) {

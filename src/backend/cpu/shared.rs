@@ -45,13 +45,25 @@ impl<'a, T> SharedMut<'a, T> {
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // parts are disjoint by the caller's promise
     pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
-        assert!(
-            range.start <= range.end && range.end <= self.length,
-            "part {range:?} of a slice of {}",
-            self.length
-        );
+        self.assert_inside(&range);
         // SAFETY: inside the slice by the assertion, and unaliased by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// The part at `range`, to be read; panics if that is outside the slice.
+    ///
+    /// # Safety
+    /// While the part is in use nothing may write to what overlaps it.
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        self.assert_inside(&range);
+        // SAFETY: inside the slice by the assertion, and not written by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+
+    #[inline(always)]
+    fn assert_inside(&self, range: &Range<usize>) {
+        let inside = range.start <= range.end && range.end <= self.length;
+        assert!(inside, "part {range:?} of a slice of {}", self.length);
     }
 
     /// Where `offset` lies, for prefetching; never read through.

@@ -2,11 +2,13 @@
 //!
 //! These are the small ones: heads, losses, sums. What a step spends its time in reads and writes bf16 itself.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
 use super::blocks::BLOCK;
-use super::elements::{ElementsMut, store_all, widen};
+use super::elements::{Elements, ElementsMut, store_all, widen};
 use super::isa::Isa;
 use super::run::Values;
 use super::shared::SharedMut;
@@ -96,14 +98,13 @@ pub(super) struct Widened<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// The copy of a value, if it has one.
-    pub(super) fn copy(&self, var: Var) -> Option<&'a mut [f32]> {
+    /// Where in the buffer the copy of a value lies, if it has one.
+    pub(super) fn copy(&self, var: Var) -> Option<Range<usize>> {
         let mut start = 0;
         for (_, copied) in self.widened.operands {
             let len = self.program.shape(*copied).len(&self.extents);
             if *copied == var {
-                // SAFETY: each copy has a place of its own, and operations run one after another.
-                return Some(unsafe { self.widened.buffer.slice(start..start + len) });
+                return Some(start..start + len);
             }
             start += place(len);
         }
@@ -113,8 +114,8 @@ impl<'a> Values<'a> {
     /// Fills the copies of what the operation at hand reads or adds to.
     pub(super) fn widen(&self, isa: Isa) {
         for (access, var) in self.widened.operands {
-            if let (Access::Read | Access::Add, ElementsMut::Bf16(from)) = (access, self.stored(*var)) {
-                let to = self.copy(*var).expect("an operand has a copy");
+            if let (Access::Read | Access::Add, Elements::Bf16(from)) = (access, self.stored(*var)) {
+                let to = self.get_mut(*var);
                 to.par_chunks_mut(BLOCK)
                     .zip(from.par_chunks(BLOCK))
                     .for_each(|(to, from)| widen_block(isa, from, to));
@@ -125,8 +126,8 @@ impl<'a> Values<'a> {
     /// Rounds the copies of what it wrote.
     pub(super) fn narrow(&self, isa: Isa) {
         for (access, var) in self.widened.operands {
-            if let (Access::Write | Access::Add, ElementsMut::Bf16(to)) = (access, self.stored(*var)) {
-                let from = self.copy(*var).expect("an operand has a copy");
+            if let (Access::Write | Access::Add, ElementsMut::Bf16(to)) = (access, self.stored_mut(*var)) {
+                let from = self.get(*var);
                 to.par_chunks_mut(BLOCK)
                     .zip(from.par_chunks(BLOCK))
                     .for_each(|(to, from)| store_all(isa, from, ElementsMut::Bf16(to)));

@@ -116,8 +116,8 @@ impl Kernels {
 /// Attends within each sequence: `context = dropout(softmax(q kᵀ / sqrt(head_size))) v`, head by head.
 ///
 /// `qkv` is `[tokens, 3 * hidden]`; `places` `[tokens]`, `starts` and `ends` `[sequences]` say whose the rows are.
-/// Writes `context` `[tokens, hidden]` and `log_sum_exp` `[tokens, heads]` in f32, the logarithm of each softmax's
-/// denominator; zeros for rows that are nobody's.
+/// Writes `context` `[tokens, hidden]` and, where it is not 0, `log_sum_exp` `[tokens, heads]` in f32, the logarithm of
+/// each softmax's denominator; zeros for rows that are nobody's.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     launches: &mut Launches,

@@ -8,7 +8,8 @@ use super::{
     activation, attend, attention, elementwise, embedding, gather, gemm, loss, norm, san, vocabulary,
 };
 use crate::tensor::{
-    Access, Activation, DType, Dropout, Op, Origin, Precision, Program, Rows, Shape, Sink, TokenIndex, Var,
+    Access, Activation, DType, Dropout, KeptNorm, Op, Origin, Precision, Program, Rows, Shape, Sink,
+    TokenIndex, Var,
 };
 
 use embedding::{Tables, Tokens};
@@ -72,8 +73,7 @@ impl Lowering<'_> {
                     dropout,
                     keys,
                     y,
-                    normalized,
-                    inverse_std,
+                    kept,
                 },
                 ..,
             ] if summand == out && self.only_reader(out) => {
@@ -95,8 +95,7 @@ impl Lowering<'_> {
                     dropout: Dropout { threshold: 0, ..dropout },
                     keys,
                     y,
-                    normalized,
-                    inverse_std,
+                    kept,
                 };
                 self.single(launches, &op, true);
                 Some(2)
@@ -140,16 +139,15 @@ impl Lowering<'_> {
                     dropout: Dropout { threshold: 0, .. },
                     keys: _,
                     y,
-                    normalized,
-                    inverse_std,
+                    kept: Some(KeptNorm { normalized, inverse_std }),
                 },
-                Op::Drop { x: dropped, keys: Some(keys), dropout, out: kept },
+                Op::Drop { x: dropped, keys: Some(keys), dropout, out: masked },
                 ..,
             ] if x == out
                 && dropped == y
                 && self.only_reader(out)
                 && self.only_reader(y)
-                && self.apart(&[normalized, inverse_std, kept], &self.indices(&index)) =>
+                && self.apart(&[normalized, inverse_std, masked], &self.indices(&index)) =>
             {
                 let op = norm::EmbeddingNorm {
                     tokens: self.tokens(&index),
@@ -159,7 +157,7 @@ impl Lowering<'_> {
                     epsilon,
                     dropout: DropoutSite::new(dropout),
                     keys: self.address(keys),
-                    out: self.get(launches, kept),
+                    out: self.get(launches, masked),
                     normalized: self.get(launches, normalized),
                     inverse_std: self.get(launches, inverse_std),
                 };
@@ -202,9 +200,9 @@ impl Lowering<'_> {
                 heads,
                 DropoutSite::new(dropout),
                 self.get(launches, context),
-                self.address(log_sum_exp),
+                log_sum_exp.map_or(0, |var| self.address(var)),
             ),
-            Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, normalized, inverse_std } => {
+            Op::AddNorm { x, residual, gamma, beta, epsilon, dropout, keys, y, kept } => {
                 let op = norm::AddNorm {
                     x: self.get(launches, x),
                     residual: residual.map(|residual| self.get(launches, residual)),
@@ -214,8 +212,10 @@ impl Lowering<'_> {
                     dropout: DropoutSite::new(dropout),
                     keys: self.address(keys),
                     y: self.get(launches, y),
-                    normalized: self.get(launches, normalized),
-                    inverse_std: self.get(launches, inverse_std),
+                    kept: kept.map(|kept| norm::KeptNorm {
+                        normalized: self.get(launches, kept.normalized),
+                        inverse_std: self.get(launches, kept.inverse_std),
+                    }),
                 };
                 norm::forward(launches, &op);
             }

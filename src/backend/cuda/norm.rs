@@ -48,6 +48,13 @@ pub struct AddNorm {
     pub keys: Address,
     /// `[rows, cols]`
     pub y: Operand,
+    /// Where there is a backward pass.
+    pub kept: Option<KeptNorm>,
+}
+
+/// What [`forward`] keeps for the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptNorm {
     /// `[rows, cols]`
     pub normalized: Operand,
     /// f32 `[rows, 1]`
@@ -74,10 +81,11 @@ struct AddNormArguments {
     unused: u32,
 }
 
-/// `y = gamma * normalized(dropout(x) + residual) + beta`, and what the backward pass needs.
+/// `y = gamma * normalized(dropout(x) + residual) + beta`, and what the backward pass needs where there is one.
 pub fn forward(launches: &mut Launches, op: &AddNorm) {
-    let mut beside = vec![op.y, op.normalized];
+    let mut beside = vec![op.y];
     beside.extend(op.residual);
+    beside.extend(op.kept.map(|kept| kept.normalized));
     let width = Width::new(op.x, &beside, &[op.gamma, op.beta]);
     let arguments = AddNormArguments {
         step: launches.step,
@@ -87,8 +95,8 @@ pub fn forward(launches: &mut Launches, op: &AddNorm) {
         beta: op.beta.address,
         keys: op.keys,
         y: op.y.address,
-        normalized: op.normalized.address,
-        inverse_std: op.inverse_std.address,
+        normalized: op.kept.map_or(0, |kept| kept.normalized.address),
+        inverse_std: op.kept.map_or(0, |kept| kept.inverse_std.address),
         rows: op.x.rows,
         dropout: op.dropout,
         cols: op.x.cols,

@@ -82,8 +82,11 @@ fn forward_values(
 ) -> Vec<f32> {
     let (mut context, mut log_sum_exp) = (vec![f32::NAN; qkv.len() / 3], vec![f32::NAN; tokens * heads]);
     let scratch = Scratch::new(rayon::current_num_threads());
-    let (qkv, out) = (qkv.into(), (&mut context).into());
-    forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, out, &mut log_sum_exp);
+    let (qkv, mut alone) = (Matrix::new(qkv, tokens, qkv.len() / tokens), context.clone());
+    let out = (&mut context).into();
+    forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, out, Some(&mut log_sum_exp));
+    forward(isa, &scratch, STREAM, dropout, heads, qkv, bounds, (&mut alone).into(), None);
+    assert_eq!(alone, context, "nothing is kept");
     context.extend(log_sum_exp);
     context
 }
@@ -130,7 +133,7 @@ fn the_gradient_is_that_of_the_definition() {
                         STREAM,
                         dropout,
                         heads,
-                        (&qkv).into(),
+                        Matrix::new(&qkv, tokens, 3 * hidden),
                         bounds,
                         log_sum_exp,
                         (&d_context).into(),
@@ -180,8 +183,9 @@ fn in_bf16_context_and_gradient_are_those_of_the_definition() {
                     let mut log_sum_exp = vec![f32::NAN; tokens * heads];
                     let mut d_qkv = vec![bf16::NAN; qkv.len()];
                     let scratch = Scratch::new(rayon::current_num_threads());
-                    let (x, y) = (Elements::from(&qkv[..]), ElementsMut::from(&mut out[..]));
-                    forward(isa, &scratch, STREAM, dropout, heads, x, bounds, y, &mut log_sum_exp);
+                    let x = Matrix::new(&qkv[..], tokens, 3 * hidden);
+                    let (y, sums) = (ElementsMut::from(&mut out[..]), Some(&mut log_sum_exp[..]));
+                    forward(isa, &scratch, STREAM, dropout, heads, x, bounds, y, sums);
                     let (d, d_x) = (d_context[..].into(), (&mut d_qkv[..]).into());
                     backward(isa, &scratch, STREAM, dropout, heads, x, bounds, &log_sum_exp, d, d_x);
                     [widened(&out), log_sum_exp, widened(&d_qkv)].concat()
@@ -232,7 +236,8 @@ fn rows_of_no_sequence_are_zero_and_change_nothing() {
     let values = forward_values(isa, &qkv, 40, both, 2, OFF);
     let mut d_qkv = vec![f32::NAN; qkv.len()];
     let log_sums = &values[40 * hidden..];
-    let (x, d, d_x) = ((&qkv).into(), (&d_context).into(), (&mut d_qkv).into());
+    let x = Matrix::new(&qkv, 40, 3 * hidden);
+    let (d, d_x) = ((&d_context).into(), (&mut d_qkv).into());
     backward(isa, &scratch, STREAM, OFF, 2, x, both, log_sums, d, d_x);
     for row in (0..40).filter(|row| !both.iter().any(|rows| rows.contains(row))) {
         assert_eq!(values[row * hidden..][..hidden], [0.0; 16], "context of row {row}");
