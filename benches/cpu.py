@@ -35,6 +35,8 @@ KERNELS = [
         (1024, 1536, 384),
     ]
 ] + [
+    ("attention base 16 x 128", "sdpa_fwd", "b16h12s128d64"),
+    ("attention gradient base 16 x 128", "sdpa_bwd", "b16h12s128d64"),
     ("add and norm 4096 x 768", "layernorm_fwd", "4096x768"),
     ("add and norm gradient 4096 x 768", "layernorm_bwd", "4096x768"),
     ("gelu 4096 x 3072", "gelu_fwd", "4096x3072"),

@@ -195,6 +195,7 @@ fn attentions(table: &Table) {
     let stream = Stream { seed: 1, step: 0 };
     for (name, heads, size, sequences, length) in [
         ("base 32 x 128", 12, 64, 32, 128),
+        ("base 16 x 128", 12, 64, 16, 128),
         ("base 8 x 512", 12, 64, 8, 512),
         ("minilm 32 x 128", 12, 32, 32, 128),
     ] {

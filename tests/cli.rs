@@ -206,7 +206,6 @@ fn without_arguments_the_sample_tasks_are_trained() {
     place.ok(&["eval", "--model", model, "--data", "runs/sample/config.toml", "--tasks", "sentiment"]);
 }
 
-/// The fastest instructions against the plainest, operation by operation; nothing is trained.
 /// In bf16 losses are near those of f32 and none of them, and the same again.
 #[test]
 fn the_cpu_trains_in_bf16() {
@@ -244,8 +243,10 @@ fn the_cpu_trains_in_bf16() {
     assert_eq!(other.code, Some(1));
     assert!(other.stderr.contains("the run computes in bf16, and it would go on in f32"), "{}", other.stderr);
     place.ok(&[&go_on[..], &["bf16"]].concat());
+    assert!(said.contains(" more while saving"), "{said}");
 }
 
+/// The fastest instructions against the plainest, operation by operation; nothing is trained.
 #[test]
 fn a_check_compares_and_leaves_nothing() {
     let place = Place::new();

@@ -114,17 +114,20 @@ impl Console {
         let bytes = |elements: usize| format::bytes(elements as u64 * 4);
         // Parameters, gradients and two moments, and the arena of the largest program.
         let total = sizes.parameters * 4 + sizes.arena;
+        // Of parameters and moments, which are written while training goes on.
+        let copies = sizes.parameters * 3;
         self.print(&format!(
             "plan: {updates} updates, {extent}; memory {}: parameters {}, gradients {}, moments {}, \
-             arena {}",
+             arena {}; {} more while saving",
             bytes(total),
             bytes(sizes.parameters),
             bytes(sizes.parameters),
             bytes(sizes.parameters * 2),
             bytes(sizes.arena),
+            bytes(copies),
         ));
         if let Some(free) = super::doctor::available_memory()
-            && total as u64 * 4 > free
+            && (total + copies) as u64 * 4 > free
         {
             let free = format::bytes(free);
             self.print(&format!(
