@@ -205,7 +205,7 @@ def compare_memory(arguments):
         say(f"memory: {kind}")
         name = f"training step, base, 32 x 128, {kind}"
         row = ours(program, [name], name)[name]
-        torch = [torch_memory(arguments, kind, allocator) for allocator in [None, tcmalloc()] if allocator or allocator is None]
+        torch = [torch_memory(arguments, kind, allocator) for allocator in [None, *filter(None, [tcmalloc()])]]
         cells = [kind, *(f"{b / 1e9:.2f}" for b in [row["plan_bytes"], row["peak_bytes"], *torch])]
         cells += ["-"] * (2 - len(torch)) + [f"{row['peak_bytes'] / min(torch):.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)

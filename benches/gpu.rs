@@ -26,7 +26,7 @@ use table::Bench;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    match Device::new(0, &tools()) {
+    match Device::new(0, kernels(), &tools()) {
         Ok(device) => {
             if let Err(error) = run(device, asked) {
                 eprintln!("{error}");
@@ -38,7 +38,7 @@ fn main() {
 }
 
 fn run(device: Device, asked: Vec<String>) -> Result<(), BackendError> {
-    let mut bench = Bench::new(device, kernels(), asked)?;
+    let mut bench = Bench::new(device, asked)?;
     bench.heading()?;
     kernels::products(&mut bench)?;
     kernels::attentions(&mut bench)?;

@@ -85,7 +85,7 @@ skip() {
 sanitize() {
     local kind=$1 tool=$2 limit=$3
     part "$kind" "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 \
-        "$programs/gpu-test" --test-threads 1 every_case_agrees every_operation_agrees whole_steps_agree
+        "$programs/gpu-test" --test-threads 1 every_case_agrees every_operation_agrees whole_steps_agree kernels_for_hopper_agree
 }
 
 run() {
@@ -127,6 +127,12 @@ run() {
         part required "check-$precision" 20 "$programs/mtdnn-raw" train --check --device cuda --precision "$precision"
     done
     part required bench 90 "$programs/gpu-bench"
+    if nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -q '^9\.0'; then
+        part advice check-hopper 30 env MTDNN_KERNELS=hopper "$programs/mtdnn-raw" train --check --device cuda --precision bf16
+        part advice bench-hopper 90 env MTDNN_KERNELS=hopper "$programs/gpu-bench"
+    else
+        skip bench-hopper "no GPU of compute capability 9.0"
+    fi
     part required train 40 "$programs/mtdnn-raw" train --device cuda --precision bf16 --output "$results/run"
     if [[ ! -d $torch ]]; then
         skip torch "TORCH_BASELINES names no folder"

@@ -128,7 +128,8 @@ fn products(table: &Table) {
     let rows = 1024;
     let base = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
     let minilm = [(384, 1152), (384, 384), (384, 1536), (1536, 384)];
-    for (inputs, outputs) in base.into_iter().chain(minilm) {
+    let usual = base.into_iter().chain(minilm).map(|(inputs, outputs)| (rows, inputs, outputs));
+    for (rows, inputs, outputs) in usual.chain([8, 32].map(|few| (few, 768, 768))) {
         let x = Value::new(numbers(rows * inputs));
         let weight = numbers(outputs * inputs);
         let d_out = Value::new(numbers(rows * outputs));

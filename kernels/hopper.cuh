@@ -27,7 +27,7 @@ constexpr u32 LINE_BYTES = 128;
 #define KERNEL_WITH_MAPS(name, Arguments, threads, blocks)                                                             \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Arguments args)
 
-/// A matrix in global memory as the TMA reads and writes it: the driver's `CUtensorMap`.
+/// A matrix in global memory as the TMA reads it: the driver's `CUtensorMap`.
 struct alignas(64) TensorMap {
     u64 opaque[16];
 };
@@ -74,11 +74,6 @@ DEVICE void barrier_wait(u64* barrier, u32 parity) {
 DEVICE void sync_threads_of(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-/// Counts among those threads, but does not wait for the others.
-DEVICE void arrive_of(u32 id, u32 threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 /// Changes the registers of each thread of this warp, a multiple of 8 from 24 to 256. Those of all the block's threads
 /// must not be more than it was launched with, else the threads that ask for more wait for ever.
 template <u32 count>
@@ -105,24 +100,7 @@ DEVICE void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barr
                  "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier))
                  : "memory");
 }
-/// Starts to copy a box from shared to global memory; what lies outside of the matrix is dropped. One thread calls it,
-/// after `fence_async_shared` by those that wrote the box and a barrier.
-DEVICE void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y) {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),
-                 "r"(y), "r"(shared_address(shared))
-                 : "memory");
-}
-/// Closes this thread's group of stores.
-DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// Waits until all but the latest `pending` groups of this thread have read shared memory, which may then be reused.
-template <int pending>
-DEVICE void tma_store_wait() {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
-}
-/// Waits until all stores of this thread are in global memory.
-DEVICE void tma_store_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
-/// Makes what this thread wrote to shared memory seen by the TMA and by matrix products.
+/// Makes what this thread wrote to shared memory seen by matrix products.
 DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Four 8 x 8 matrices of bf16 to shared memory: the inverse of `load_matrices`.
@@ -131,13 +109,6 @@ DEVICE void store_matrices(void* row, const u32 (&from)[4]) {
                  "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
                  : "memory");
 }
-/// The same with each matrix transposed: the inverse of `load_matrices_transposed`.
-DEVICE void store_matrices_transposed(void* row, const u32 (&from)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
-                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
-                 : "memory");
-}
-
 // ---- products ----------------------------------------------------------------------------------------------------
 
 /// Opens a group of products: what was written to their registers before is seen by them.

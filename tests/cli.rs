@@ -240,10 +240,24 @@ fn the_cpu_trains_in_bf16() {
     }
     let go_on = ["train", "--resume", "--output", "narrow", "--device", "cpu", "--precision"];
     let other = place.run(&[&go_on[..], &["f32"]].concat());
-    assert_eq!(other.code, Some(1));
-    assert!(other.stderr.contains("the run computes in bf16, and it would go on in f32"), "{}", other.stderr);
-    place.ok(&[&go_on[..], &["bf16"]].concat());
+    assert_eq!(other.code, Some(2));
+    assert!(other.stderr.contains("--precision f32: what is there was computed in bf16"), "{}", other.stderr);
+    for precision in ["bf16", "auto"] {
+        let ended = place.ok(&[&go_on[..], &[precision]].concat());
+        assert!(ended.stderr.contains("device: cpu, bf16"), "{}", ended.stderr);
+    }
     assert!(said.contains(" more while saving"), "{said}");
+}
+
+#[test]
+fn instructions_that_the_processor_lacks_are_refused() {
+    let place = Place::new();
+    for wish in ["avx9", ""] {
+        let ended = Ended::from(place.command(&["doctor"]).env("MTDNN_ISA", wish).output().unwrap());
+        assert_eq!(ended.code, Some(2));
+        let said = format!("MTDNN_ISA={wish}: this machine offers portable");
+        assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+    }
 }
 
 /// The fastest instructions against the plainest, operation by operation; nothing is trained.

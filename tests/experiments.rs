@@ -149,6 +149,12 @@ fn seeds_has_the_figures_of_the_runs_it_is_made_of() {
         "{}",
         ended.stderr
     );
+    let more =
+        ["seeds", "run.toml", "--tasks", "mood", "--epochs", "1", "--seeds", "3", "--precision", "bf16"];
+    let ended = place.run(&more);
+    assert_eq!(ended.code, Some(2));
+    let said = "--precision bf16: what is there was computed in f32";
+    assert!(ended.stderr.contains(said), "{}", ended.stderr);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 
 use mtdnn_raw::backend::cuda::arch::Arch;
 use mtdnn_raw::backend::cuda::images::{self, Image, ImageError, Images, Module, Origin, Tools};
+use mtdnn_raw::backend::cuda::launch::Kernels;
 use mtdnn_raw::backend::cuda::nvrtc::roots;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -233,8 +234,12 @@ fn what_cannot_be_compiled_is_refused_in_the_compilers_words() {
 fn images_in_the_program_need_no_compiler() {
     let nowhere = Tools::new(vec![PathBuf::from("/nowhere")], None);
     for arch in images::embedded() {
-        let images = Images::new(arch.clone(), &nowhere).unwrap();
-        assert_eq!(images.list.len(), images::modules_for(&arch).count());
+        let all = images::modules_for(&arch).count();
+        let portable = Images::new(arch.clone(), Kernels::Portable, &nowhere).unwrap().list;
+        assert!(portable.iter().all(|image| !image.module.starts_with("hopper_")));
+        assert_eq!(all - portable.len(), if arch.is_hopper() { 2 } else { 0 });
+        let images = Images::new(arch.clone(), Kernels::Hopper, &nowhere).unwrap();
+        assert_eq!(images.list.len(), all);
         for image in images.list {
             assert_eq!(image.origin, Origin::Embedded { arch: arch.clone() });
             assert!(image.cubin.starts_with(b"\x7fELF") && !image.kernels.is_empty(), "{}", image.module);

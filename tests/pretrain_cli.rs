@@ -128,6 +128,9 @@ fn a_run_leaves_a_model_that_stage_two_takes() {
         again.stderr
     );
     let before = fs::read(place.path("run/metrics.jsonl")).unwrap();
+    let other = place.run(&["pretrain", "--resume", "--output", "run", "--precision", "bf16"]);
+    assert_eq!(other.code, Some(2));
+    assert!(other.stderr.contains("what is there was computed in f32"), "{}", other.stderr);
     let ended = place.ok(&["pretrain", "--resume", "--output", "run"]);
     assert!(ended.stdout.contains("masked words"), "{}", ended.stdout);
     assert_eq!(fs::read(place.path("run/metrics.jsonl")).unwrap(), before);

@@ -32,7 +32,7 @@ pub fn steps(bench: Bench) -> Result<(), BackendError> {
         }
     }
     let limits = bench.limits;
-    let mut backend = CudaBackend::new(bench.device, Precision::Bf16)?.with_kernels(bench.kernels)?;
+    let mut backend = CudaBackend::new(bench.device, Precision::Bf16)?;
     for (row, config, shape) in named {
         let batches: Vec<Batch> = (1..=BATCHES)
             .map(|seed| {

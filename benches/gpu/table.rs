@@ -4,7 +4,7 @@ use half::bf16;
 use mtdnn_raw::backend::BackendError;
 use mtdnn_raw::backend::cuda::device::Device;
 use mtdnn_raw::backend::cuda::gemm::{Epilogue, Form, product};
-use mtdnn_raw::backend::cuda::launch::{Address, Kernels, Launch, Launches, Operand, RowCount, Step};
+use mtdnn_raw::backend::cuda::launch::{Address, Launch, Launches, Operand, RowCount, Step};
 use mtdnn_raw::random::Random;
 use mtdnn_raw::tensor::{DType, Extents, Rows};
 
@@ -58,7 +58,6 @@ pub struct Limits {
 /// A device, its limits, and random numbers for operands.
 pub struct Bench {
     pub device: Device,
-    pub kernels: Kernels,
     pub limits: Limits,
     asked: Vec<String>,
     cache: usize,
@@ -78,7 +77,7 @@ pub struct Set<'a> {
 
 impl Bench {
     /// Measures the limits.
-    pub fn new(device: Device, kernels: Kernels, asked: Vec<String>) -> Result<Self, BackendError> {
+    pub fn new(device: Device, asked: Vec<String>) -> Result<Self, BackendError> {
         let mut random = Random::new(1, [0, 0]);
         // Less than a power of two, so that no two rows of an operand are alike.
         let floats: Vec<f32> =
@@ -87,7 +86,7 @@ impl Bench {
         let published = PUBLISHED.iter().find(|(name, ..)| device.name().contains(name));
         let published = published.map(|&(_, flops, bytes)| (flops * 1e12, bytes * 1e12));
         let (limits, cache) = (Limits { flops: 0.0, bytes: 0.0, published }, device.cache()?);
-        let mut bench = Self { device, kernels, limits, asked, cache, floats, halves };
+        let mut bench = Self { device, limits, asked, cache, floats, halves };
         bench.limits.bytes = bench.copying()?;
         let (_, seconds, _) = bench.measure(large_product)?;
         bench.limits.flops = large_flops() / seconds;
@@ -167,7 +166,7 @@ impl Bench {
     fn measure(&mut self, make: impl Fn(&mut Set, &mut Launches)) -> Result<(usize, f64, f64), BackendError> {
         let made = |bench: &Self, start: Option<Address>, step: Address, scratch: Address| {
             let mut launches = Launches::new(step, Extents::default(), scratch);
-            (launches.processors, launches.kernels) = (bench.device.processors(), bench.kernels);
+            (launches.processors, launches.kernels) = (bench.device.processors(), bench.device.kernels());
             let mut set = Set { bench, start, bytes: 0, sequences: 0 };
             make(&mut set, &mut launches);
             (set.bytes, set.sequences, launches)

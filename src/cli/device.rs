@@ -39,6 +39,21 @@ impl DeviceArgs {
         }
     }
 
+    /// The same for what was begun in `precision`, where that is known: it goes on so where nothing else was asked for.
+    ///
+    /// # Errors
+    /// If another one was asked for.
+    pub(super) fn going_on(&self, precision: Option<Precision>) -> Result<Self, Usage> {
+        let begun = precision.map_or(self.precision.clone(), |precision| precision.to_string());
+        if self.precision != "auto" && self.precision != begun {
+            return Err(Usage(format!(
+                "--precision {}: what is there was computed in {begun}; leave it out, or choose another --output",
+                self.precision
+            )));
+        }
+        Ok(Self { precision: begun, ..self.clone() })
+    }
+
     /// The backend that was asked for, with a word about it on standard error where it is no CPU or was to be none.
     ///
     /// # Errors
@@ -127,7 +142,7 @@ fn automatic_precision() -> Precision {
 /// Where bf16 saves memory alone.
 fn slow_bf16() -> Option<&'static str> {
     (Isa::detect() < Isa::Avx512Bf16).then_some(
-        " (this processor multiplies no bf16: it saves memory, and products take as long as in f32)",
+        " (this processor multiplies no bf16: it saves memory, and products take about as long as in f32)",
     )
 }
 
@@ -165,11 +180,11 @@ mod cuda {
                 "warning: {VARIABLE}=hopper does nothing with --precision f32: those kernels are for bf16"
             );
         }
-        let device = Device::new(number, &tools())?;
+        let device = Device::new(number, kernels, &tools())?;
         device.images().notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let of_hopper = if hopper { ", kernels for Hopper" } else { "" };
         eprintln!("device: cuda:{number}, {}, {precision}{of_hopper}", device.name());
-        Ok(Box::new(CudaBackend::new(device, precision)?.with_kernels(kernels)?))
+        Ok(Box::new(CudaBackend::new(device, precision)?))
     }
 }
 

@@ -47,6 +47,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::train::config::ConfigValueError;
 
 const EXAMPLES: &str = "\
@@ -131,6 +132,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
+    Isa::asked().map_err(Usage)?;
     let threads = match cli.threads {
         Some(threads) if threads.get() > MOST_THREADS => {
             return Err(Usage(format!("--threads {threads}: {MOST_THREADS} are the most")).into());

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 use mtdnn_raw::backend::Rule;
 use mtdnn_raw::nn::BertConfig;
+use mtdnn_raw::train::checkpoint;
 use mtdnn_raw::train::config::ModelConfig;
 use mtdnn_raw::train::pretrain::run::{self, Outcome, PretrainRun};
 use mtdnn_raw::train::pretrain::{Evaluation, Phase, PretrainConfig};
@@ -164,8 +165,9 @@ struct PretrainFlags {
 
 pub(super) fn run(args: &PretrainArgs) -> anyhow::Result<Exit> {
     let run = args.request()?;
-    let mut backend = args.device.backend()?;
     let output = &run.pretrain.output;
+    let begun = args.resume.then(|| checkpoint::recorded_precision(output)).flatten();
+    let mut backend = args.device.going_on(begun)?.backend()?;
     eprintln!("run directory: {}", output.display());
     let mut console = Console::new(0, Stop::on_signals()?);
     let outcome = run::run(&run, args.resume, SystemTime::now(), &mut *backend, &mut console);

@@ -9,6 +9,7 @@ use mtdnn_raw::backend::cpu::isa::Isa;
 use mtdnn_raw::backend::{Backend, Rule};
 use mtdnn_raw::data::TaskKind;
 use mtdnn_raw::nn::BertConfig;
+use mtdnn_raw::train::checkpoint;
 use mtdnn_raw::train::config::{ModelConfig, RunConfig, TrainConfig};
 use mtdnn_raw::train::run::{self, Outcome, TaskResult};
 use mtdnn_raw::train::signals::Stop;
@@ -30,7 +31,8 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         }
     }
     let cache = cache_directory();
-    let mut backend = device.backend()?;
+    let begun = resume.then(|| checkpoint::recorded_precision(&config.output)).flatten();
+    let mut backend = device.going_on(begun)?.backend()?;
     if check {
         return compare(&config, cache.as_deref(), &mut *backend);
     }

@@ -315,6 +315,25 @@ pub fn extents(batch: &Batch) -> Extents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::TaskKind;
+    use crate::tensor::{Access, Op};
+
+    #[test]
+    fn inference_writes_nothing_that_nobody_reads() {
+        let task = TaskSpec {
+            labels: vec!["no".into(), "yes".into()],
+            ..TaskSpec::new("task", TaskKind::Classification)
+        };
+        let model = Model::new(&BertConfig::default(), &[task]);
+        let capacity = Extents { tokens: 256, sequences: 4, groups: 4, predictions: 0, in_lines: false };
+        for Recorded { program, .. } in [model.inference(&[0], capacity), model.encoding(true, capacity)] {
+            let operands: Vec<_> = program.ops().iter().flat_map(Op::operands).collect();
+            for &(access, var) in &operands {
+                let is_read = access == Access::Read || operands.contains(&(Access::Read, var));
+                assert!(is_read || program.is_output(var), "{}", program.name(var));
+            }
+        }
+    }
 
     #[test]
     fn a_batch_lies_in_lines_where_no_sequence_crosses_one() {

@@ -17,7 +17,7 @@ use crate::data::Tokenizer;
 use crate::nn::ParameterTable;
 use crate::nn::directory::{self, DirectoryError};
 use crate::nn::weights::{self, Expected};
-use crate::tensor::{Space, Span};
+use crate::tensor::{Precision, Space, Span};
 
 /// Everything but the numbers that going on exactly needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,8 +37,9 @@ pub struct State {
 /// A run's state as [`PROGRESS`] has it.
 #[derive(Serialize, Deserialize)]
 struct Saved<State> {
-    /// What the run computes in. It follows from the machine where nobody says it, and a run goes on only as it began.
-    precision: String,
+    /// What the run computes in: it follows from the machine where nobody says it, and a run goes on only as it began.
+    /// Absent where it was saved by a program that did not record it yet.
+    precision: Option<Precision>,
     #[serde(flatten)]
     state: State,
 }
@@ -75,7 +76,7 @@ impl Snapshot {
         parameters: Arc<Vec<f32>>,
         backend: &mut dyn Backend,
     ) -> anyhow::Result<Self> {
-        let saved = Saved { precision: backend.precision().to_string(), state };
+        let saved = Saved { precision: Some(backend.precision()), state };
         let progress = serde_json::to_string_pretty(&saved)? + "\n";
         let len = parameters.len();
         let mut moment = |space| Ok::<_, anyhow::Error>(Arc::new(read(space, len, backend)?));
@@ -104,6 +105,16 @@ impl Snapshot {
     }
 }
 
+/// What the run that is saved in a directory computes in; `None` where that is not known.
+pub fn recorded_precision(run: &Path) -> Option<Precision> {
+    #[derive(Deserialize)]
+    struct Recorded {
+        precision: Option<Precision>,
+    }
+    let text = fs::read_to_string(run.join(store::STATE).join(PROGRESS)).ok()?;
+    serde_json::from_str::<Recorded>(&text).ok()?.precision
+}
+
 /// Reads a state directory back into the backend.
 ///
 /// # Errors
@@ -118,8 +129,10 @@ pub fn load_state<State: DeserializeOwned>(
     let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let Saved { precision, state } =
         serde_json::from_str(&text).with_context(|| format!("{}: not a run's state", path.display()))?;
-    let now = backend.precision().to_string();
-    if precision != now {
+    let now = backend.precision();
+    if let Some(precision) = precision
+        && precision != now
+    {
         bail!(
             "--resume: the run computes in {precision}, and it would go on in {now}; a run goes on only as it began. \
              Say --precision {precision}"

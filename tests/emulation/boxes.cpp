@@ -1,4 +1,4 @@
-// Barriers in shared memory, barriers with a number, and copies of boxes between global and shared memory.
+// Barriers in shared memory, barriers with a number, and copies of boxes to shared memory.
 #include "machine.h"
 
 namespace emulation {
@@ -9,10 +9,10 @@ void barrier_init(u64* barrier, u32 arrivals) {
 }
 void barrier_arrive(u64* barrier, u32 bytes) { machine->arrive_at_barrier(THE_CALLER, barrier, bytes); }
 void barrier_wait(u64* barrier, u32 parity) { machine->wait_for_barrier(THE_CALLER, barrier, parity); }
-void sync_threads_of(u32 id, u32 threads, bool wait) {
+void sync_threads_of(u32 id, u32 threads) {
     Thread& thread = THE_CALLER;
     if (id == 0 || id >= NAMED_BARRIERS) machine->fail(0, "waits at the barrier %u", id);
-    machine->wait_for_named_barrier(thread, id, threads, wait);
+    machine->wait_for_named_barrier(thread, id, threads);
 }
 
 void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier) {
@@ -20,15 +20,10 @@ void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier) {
     u64 offset = static_cast<u64>(static_cast<u8*>(shared) - current->shared);
     machine->load_box({map, offset, x, y, barrier});
 }
-void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y) {
-    machine->store_box(THE_CALLER, map, shared, x, y);
-}
-void tma_store_commit() { ++THE_CALLER.store_groups; }
 void fence_async_shared() {
     THE_CALLER;
     machine->show_shared();
 }
-void tma_store_wait(u32 pending) { machine->wait_for_stores(THE_CALLER, pending); }
 
 // ---- barriers ----------------------------------------------------------------------------------------------------
 
@@ -86,18 +81,16 @@ void Machine::wait_for_barrier(Thread& thread, const u64* word, u32 parity) {
     go_on(thread);
 }
 
-void Machine::wait_for_named_barrier(Thread& thread, u32 id, u32 count, bool wait) {
+void Machine::wait_for_named_barrier(Thread& thread, u32 id, u32 count) {
     if (count == 0 || count % WARP != 0 || count > launch->threads) fail(0, "waits for %u threads", count);
     NamedBarrier& barrier = named_barriers[id];
     if (barrier.arrived > 0 && barrier.threads != count) {
         fail(0, "is one of %u threads at the barrier %u, where others are of %u", count, id, barrier.threads);
     }
     barrier.threads = count;
-    if (wait) {
-        thread.state = State::NAMED_BARRIER;
-        thread.named_barrier = id;
-        --warps[thread.thread / WARP].ready;
-    }
+    thread.state = State::NAMED_BARRIER;
+    thread.named_barrier = id;
+    --warps[thread.thread / WARP].ready;
     if (++barrier.arrived == count) {
         barrier.arrived = 0;
         for (u32 index = 0; index < launch->threads; ++index) {
@@ -105,29 +98,25 @@ void Machine::wait_for_named_barrier(Thread& thread, u32 id, u32 count, bool wai
             if (other.state == State::NAMED_BARRIER && other.named_barrier == id) make_ready(other);
         }
         give_way(thread);
-    } else if (wait) {
+    } else {
         go_on(thread);
     }
 }
 
 // ---- boxes -------------------------------------------------------------------------------------------------------
 
-u64 Machine::check_box(const TensorMap* map, const void* at, const char* what) {
-    if (map->mark != MAP_MARK) fail(0, "%s by what is no tensor map", what);
-    bool encodable = map->address % 16 == 0 && map->stride % 16 == 0 && map->columns > 0 && map->rows > 0 &&
-                     map->box_rows > 0 && map->box_rows <= 256;
-    if (!encodable) fail(0, "%s by a tensor map that no driver makes", what);
-    i64 offset = static_cast<const u8*>(at) - shared, bytes = map->box_rows * LINE_BYTES;
-    if (offset < 0 || offset + bytes > launch->shared) {
-        fail(0, "%s byte %lld of shared memory, which has %u", what, offset, launch->shared);
-    }
-    if (offset % 1024 != 0) fail(0, "%s byte %lld of shared memory, which is no multiple of 1024", what, offset);
-    return static_cast<u64>(offset);
-}
-
 void Machine::load_box(const Load& load) {
     barrier_at(load.barrier);
-    check_box(load.map, shared + load.offset, "copies a box to");
+    const TensorMap& map = *load.map;
+    if (map.mark != MAP_MARK) fail(0, "copies a box by what is no tensor map");
+    bool encodable = map.address % 16 == 0 && map.stride % 16 == 0 && map.columns > 0 && map.rows > 0 &&
+                     map.box_rows > 0 && map.box_rows <= 256;
+    if (!encodable) fail(0, "copies a box by a tensor map that no driver makes");
+    i64 offset = static_cast<i64>(load.offset), bytes = map.box_rows * LINE_BYTES;
+    if (offset < 0 || offset + bytes > launch->shared) {
+        fail(0, "copies a box to byte %lld of shared memory, which has %u", offset, launch->shared);
+    }
+    if (offset % 1024 != 0) fail(0, "copies a box to byte %lld of shared memory, which is no multiple of 1024", offset);
     memset(shared + load.offset, POISON, load.map->box_rows * LINE_BYTES);
     memset(&shown[load.offset], POISON, load.map->box_rows * LINE_BYTES);
     loads.push_back(load);
@@ -142,7 +131,7 @@ bool Machine::land_loads(const u64* word) {
             others.push_back(load);
             continue;
         }
-        move_box(*load.map, load.offset, load.x, load.y, true);
+        land_box(*load.map, load.offset, load.x, load.y);
         barrier.missing_bytes -= load.map->box_rows * LINE_BYTES;
     }
     if (others.size() == loads.size()) return false;
@@ -161,7 +150,7 @@ bool Machine::land_awaited_loads() {
     return landed;
 }
 
-void Machine::move_box(const TensorMap& map, u64 offset, u32 x, u32 y, bool load) {
+void Machine::land_box(const TensorMap& map, u64 offset, u32 x, u32 y) {
     for (u32 line = 0; line < map.box_rows; ++line) {
         for (u32 column = 0; column < BOX_COLUMNS; ++column) {
             u64 place = offset + line * LINE_BYTES + column * 2;
@@ -169,32 +158,13 @@ void Machine::move_box(const TensorMap& map, u64 offset, u32 x, u32 y, bool load
             u64 of_row = static_cast<u64>(y) + line, of_column = static_cast<u64>(x) + column;
             bool inside = of_row < map.rows && of_column < map.columns;
             u8* global = reinterpret_cast<u8*>(map.address + of_row * map.stride + of_column * 2);
-            if (load) {
-                inside ? memcpy(shared + place, global, 2) : memset(shared + place, 0, 2);
-                memcpy(&shown[place], shared + place, 2);
-            } else if (inside) {
-                memcpy(global, &shown[place], 2);
-            }
+            inside ? memcpy(shared + place, global, 2) : memset(shared + place, 0, 2);
+            memcpy(&shown[place], shared + place, 2);
         }
     }
 }
 
 /// What this thread and others wrote to shared memory is seen from now on.
 void Machine::show_shared() { memcpy(shown.data(), shared, launch->shared); }
-
-void Machine::store_box(Thread& thread, const TensorMap* map, const void* at, u32 x, u32 y) {
-    u64 offset = check_box(map, at, "stores a box from");
-    thread.stores.push_back({map, offset, x, y, thread.store_groups});
-}
-
-void Machine::wait_for_stores(Thread& thread, u32 pending) {
-    size_t landed = 0;
-    for (; landed < thread.stores.size(); ++landed) {
-        const Store& store = thread.stores[landed];
-        if (store.group + pending >= thread.store_groups) break;
-        move_box(*store.map, store.offset, store.x, store.y, false);
-    }
-    thread.stores.erase(thread.stores.begin(), thread.stores.begin() + static_cast<ptrdiff_t>(landed));
-}
 
 }  // namespace emulation

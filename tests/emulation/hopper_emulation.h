@@ -1,11 +1,12 @@
 // The host's meaning of `kernels/hopper.cuh`: barriers in shared memory, copies of boxes, products of warpgroups.
 //
 // What is asynchronous lands when it is waited for and not before. Until then NaN lies where a box goes to and where
-// sums are; a box that is stored, and operands of products, are read as late as that, and as shared memory was at the
-// last `fence_async_shared`, but for boxes that have landed since. Descriptors and the swizzle are
-// decoded as the device does it, so that a wrong one gives wrong numbers. What would hang or be undefined is a failure
-// with a message: barriers that nobody completes, a place that is misaligned, more registers than there are, copies
-// and products that nobody waits for.
+// sums are; operands of products are read as late as that, and as shared memory was at the last `fence_async_shared`, but
+// for boxes that have landed since. Descriptors and the swizzle are decoded as the device does it, so that a wrong one
+// gives wrong numbers. What would hang or be undefined is a failure with a message: barriers that nobody completes, a
+// place that is misaligned, more registers than there are, products that nobody waits for.
+//
+// It is laxer than a device where one thread's fence shows what all wrote, and fences for the compiler alone are nothing.
 #pragma once
 
 /// What stands in a tensor map; `tests/emulation/library.rs` has its twin.
@@ -41,14 +42,11 @@ struct Factors {
 void barrier_init(u64* barrier, u32 arrivals);
 void barrier_arrive(u64* barrier, u32 bytes);
 void barrier_wait(u64* barrier, u32 parity);
-void sync_threads_of(u32 id, u32 threads, bool wait);
+void sync_threads_of(u32 id, u32 threads);
 void set_registers(u32 count);
 void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier);
-void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y);
-void tma_store_commit();
-void tma_store_wait(u32 pending);
 void fence_async_shared();
-void store_matrices(void* row, const u32* from, bool transposed);
+void store_matrices(void* row, const u32* from);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(u32 pending);
@@ -66,8 +64,7 @@ DEVICE void barrier_expect(u64* barrier, u32 bytes) { emulation::barrier_arrive(
 DEVICE void barrier_arrive(u64* barrier) { emulation::barrier_arrive(barrier, 0); }
 DEVICE void barrier_wait(u64* barrier, u32 parity) { emulation::barrier_wait(barrier, parity); }
 
-DEVICE void sync_threads_of(u32 id, u32 threads) { emulation::sync_threads_of(id, threads, true); }
-DEVICE void arrive_of(u32 id, u32 threads) { emulation::sync_threads_of(id, threads, false); }
+DEVICE void sync_threads_of(u32 id, u32 threads) { emulation::sync_threads_of(id, threads); }
 template <u32 count>
 DEVICE void set_registers_up() {
     static_assert(count % 8 == 0 && count >= 24 && count <= 256, "registers");
@@ -82,21 +79,9 @@ DEVICE void prefetch_map(const TensorMap*) {}
 DEVICE void tma_load(void* shared, const TensorMap* map, u32 x, u32 y, u64* barrier) {
     emulation::tma_load(shared, map, x, y, barrier);
 }
-DEVICE void tma_store(const TensorMap* map, const void* shared, u32 x, u32 y) {
-    emulation::tma_store(map, shared, x, y);
-}
-DEVICE void tma_store_commit() { emulation::tma_store_commit(); }
-template <int pending>
-DEVICE void tma_store_wait() {
-    emulation::tma_store_wait(pending);
-}
-DEVICE void tma_store_wait_all() { emulation::tma_store_wait(0); }
 DEVICE void fence_async_shared() { emulation::fence_async_shared(); }
 
-DEVICE void store_matrices(void* row, const u32 (&from)[4]) { emulation::store_matrices(row, from, false); }
-DEVICE void store_matrices_transposed(void* row, const u32 (&from)[4]) {
-    emulation::store_matrices(row, from, true);
-}
+DEVICE void store_matrices(void* row, const u32 (&from)[4]) { emulation::store_matrices(row, from); }
 
 DEVICE void wgmma_fence() { emulation::wgmma_fence(); }
 DEVICE void wgmma_commit() { emulation::wgmma_commit(); }

@@ -33,7 +33,6 @@ enum class Operation : u8 {
     LOAD_MATRICES,
     LOAD_MATRICES_TRANSPOSED,
     STORE_MATRICES,
-    STORE_MATRICES_TRANSPOSED,
     MULTIPLY_ADD,
     SET_REGISTERS,
     WGMMA_FENCE,
@@ -78,14 +77,6 @@ struct Copy {
     u32 group;
 };
 
-/// A box that is stored: it is read from shared memory when it lands.
-struct Store {
-    const TensorMap* map;
-    u64 offset;
-    u32 x, y;
-    u32 group;
-};
-
 /// A box on its way to shared memory, which counts at a barrier when it has landed.
 struct Load {
     const TensorMap* map;
@@ -125,9 +116,6 @@ struct Thread : Position {
     /// Copies that have not landed, in order, and the number of closed groups.
     std::vector<Copy> copies;
     u32 groups;
-    /// Stores that have not landed, and the number of closed groups.
-    std::vector<Store> stores;
-    u32 store_groups;
     /// The number or the place of the barrier that it waits at, and for which parity.
     u32 named_barrier;
     const u64* shared_barrier;
@@ -188,10 +176,8 @@ public:
     void init_barrier(u64* word, u32 arrivals);
     void arrive_at_barrier(Thread& thread, u64* word, u32 bytes);
     void wait_for_barrier(Thread& thread, const u64* word, u32 parity);
-    void wait_for_named_barrier(Thread& thread, u32 id, u32 count, bool wait);
+    void wait_for_named_barrier(Thread& thread, u32 id, u32 count);
     void load_box(const Load& load);
-    void store_box(Thread& thread, const TensorMap* map, const void* shared, u32 x, u32 y);
-    void wait_for_stores(Thread& thread, u32 pending);
     void show_shared();
 
     /// Describes what the running thread did wrong, and leaves the launch.
@@ -214,9 +200,7 @@ private:
     bool end_phase(Barrier& barrier);
     bool land_loads(const u64* word);
     bool land_awaited_loads();
-    /// The offset of a box in shared memory; fails where none may lie.
-    u64 check_box(const TensorMap* map, const void* at, const char* what);
-    void move_box(const TensorMap& map, u64 offset, u32 x, u32 y, bool load);
+    void land_box(const TensorMap& map, u64 offset, u32 x, u32 y);
     void perform_for_warpgroup(Operation operation, Warp& warp);
     void start_product(Warp& warp);
     size_t compute_products(Warp& warp, u32 end);
@@ -256,7 +240,7 @@ private:
     std::vector<Barrier> barriers;
     NamedBarrier named_barriers[NAMED_BARRIERS + WARPGROUPS];
     std::vector<Load> loads;
-    /// Shared memory as stores of boxes and products see it.
+    /// Shared memory as products see it.
     std::vector<u8> shown;
     u32 warp_count = 0;
     u32 ended = 0;

@@ -8,7 +8,7 @@ void wgmma_fence() { machine->wait_for_warp(THE_CALLER, Operation::WGMMA_FENCE, 
 void wgmma_commit() {
     Thread& thread = THE_CALLER;
     machine->wait_for_warp(thread, Operation::WGMMA_COMMIT, nullptr);
-    machine->wait_for_named_barrier(thread, NAMED_BARRIERS + thread.thread / WARPGROUP, WARPGROUP, true);
+    machine->wait_for_named_barrier(thread, NAMED_BARRIERS + thread.thread / WARPGROUP, WARPGROUP);
 }
 void wgmma_wait(u32 pending) { machine->wait_for_warp(THE_CALLER, Operation::WGMMA_WAIT, &pending); }
 void wgmma(f32* d, const Factors& factors) {
@@ -16,12 +16,11 @@ void wgmma(f32* d, const Factors& factors) {
     machine->wait_for_warp(THE_CALLER, Operation::WGMMA, &operand);
 }
 void set_registers(u32 count) { machine->wait_for_warp(THE_CALLER, Operation::SET_REGISTERS, &count); }
-void store_matrices(void* row, const u32* from, bool transposed) {
+void store_matrices(void* row, const u32* from) {
     Thread& thread = THE_CALLER;
     machine->check_shared(row, "stores a matrix's row to");
     StoreMatrices operand{row, from};
-    Operation operation = transposed ? Operation::STORE_MATRICES_TRANSPOSED : Operation::STORE_MATRICES;
-    machine->wait_for_warp(thread, operation, &operand);
+    machine->wait_for_warp(thread, Operation::STORE_MATRICES, &operand);
 }
 
 void Machine::perform_for_warpgroup(Operation operation, Warp& warp) {

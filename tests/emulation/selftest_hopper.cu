@@ -93,31 +93,28 @@ KERNEL_WITH_MAPS(multiply_registers, BoxTest, 128, 1) {
     write_sums<64>(args.out, sums);
 }
 
-/// A box of a, from 40 columns and 3 rows in, to 16 columns and 1 row in of b; `pending` stores are left to land.
-template <u32 pending>
-DEVICE void copy_box(const BoxTest& args) {
+/// out[8, 64] = a box of a, from 40 columns and 3 rows in.
+KERNEL_WITH_MAPS(read_box, BoxTest, 32, 1) {
     u64* barrier = make_barrier(1);
     if (thread_index() == 0) {
-        barrier_expect(barrier, args.count);
+        barrier_expect(barrier, 8 * LINE_BYTES);
         tma_load(aligned_shared_memory(), &args.a, 40, 3, barrier);
     }
     barrier_wait(barrier, 0);
-    sync_block();
-    if (thread_index() == 0) {
-        tma_store(&args.b, aligned_shared_memory(), 16, 1);
-        tma_store_commit();
-        tma_store_wait<pending>();
+    for (u32 i = thread_index(); i < 8 * BOX_COLUMNS; i += 32) {
+        u32 line = i / BOX_COLUMNS, column = i % BOX_COLUMNS;
+        u32 place = line * LINE_BYTES + ((column / 8) ^ line % 8) * 16 + column % 8 * 2;
+        args.out[i] = bits_to_f32(*reinterpret_cast<const u16*>(aligned_shared_memory() + place) << 16);
     }
 }
-KERNEL_WITH_MAPS(copy_box, BoxTest, 32, 1) { copy_box<0>(args); }
 
-/// out[32, 4] words = the matrices a[4, 8, 8] stored and read again, one way transposed: each comes back so.
+/// out[32, 4] words = the matrices a[4, 8, 8] stored and read again, transposed.
 KERNEL_WITH_MAPS(store_and_fetch, BoxTest, 32, 1) {
     u8* shared = aligned_shared_memory();
     u32 words[4];
     for (u32 matrix = 0; matrix < 4; ++matrix) words[matrix] = lane_index() * 4 + matrix;
     u8* row = shared + lane_index() * 16;
-    args.count ? store_matrices_transposed(row, words) : store_matrices(row, words);
+    store_matrices(row, words);
     sync_warp();
     u32 got[4];
     load_matrices_transposed(got, row);
@@ -153,8 +150,6 @@ KERNEL_WITH_MAPS(pass_to_and_fro, BoxTest, 64, 1) {
 }
 
 // ---- faulty ------------------------------------------------------------------------------------------------------
-
-KERNEL_WITH_MAPS(copy_box_without_wait, BoxTest, 32, 1) { copy_box<1>(args); }
 
 /// Waits for a phase that nobody ends, or one that is `count` bytes of copies away.
 KERNEL_WITH_MAPS(wait_for_nobody, BoxTest, 32, 1) {

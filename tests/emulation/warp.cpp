@@ -30,15 +30,15 @@ void load_four_matrices(void* const (&operands)[WARP], bool transposed) {
     }
 }
 
-void store_four_matrices(void* const (&operands)[WARP], bool transposed) {
+void store_four_matrices(void* const (&operands)[WARP]) {
     u16 matrices[4][8][8];
     for (u32 lane = 0; lane < WARP; ++lane) {
         u32 group = lane / 4, pair = lane % 4 * 2;
         for (u32 matrix = 0; matrix < 4; ++matrix) {
             u32 word = static_cast<StoreMatrices*>(operands[lane])->from[matrix];
             auto& m = matrices[matrix];
-            (transposed ? m[pair][group] : m[group][pair]) = static_cast<u16>(word);
-            (transposed ? m[pair + 1][group] : m[group][pair + 1]) = static_cast<u16>(word >> 16);
+            m[group][pair] = static_cast<u16>(word);
+            m[group][pair + 1] = static_cast<u16>(word >> 16);
         }
     }
     for (u32 lane = 0; lane < WARP; ++lane) {
@@ -82,8 +82,7 @@ void perform(Operation operation, void* const (&operands)[WARP]) {
         case Operation::SHUFFLE: return shuffle_lanes(operands);
         case Operation::LOAD_MATRICES: return load_four_matrices(operands, false);
         case Operation::LOAD_MATRICES_TRANSPOSED: return load_four_matrices(operands, true);
-        case Operation::STORE_MATRICES: return store_four_matrices(operands, false);
-        case Operation::STORE_MATRICES_TRANSPOSED: return store_four_matrices(operands, true);
+        case Operation::STORE_MATRICES: return store_four_matrices(operands);
         case Operation::MULTIPLY_ADD: return multiply_add_tile(operands);
         default: return;
     }
@@ -96,7 +95,6 @@ const char* name_of(Operation operation) {
         case Operation::LOAD_MATRICES: return "load_matrices";
         case Operation::LOAD_MATRICES_TRANSPOSED: return "load_matrices_transposed";
         case Operation::STORE_MATRICES: return "store_matrices";
-        case Operation::STORE_MATRICES_TRANSPOSED: return "store_matrices_transposed";
         case Operation::MULTIPLY_ADD: return "multiply_add";
         case Operation::SET_REGISTERS: return "set_registers";
         case Operation::WGMMA_FENCE: return "wgmma_fence";

@@ -8,8 +8,6 @@ use mtdnn_raw::tensor::{DType, Dropout, Extents, Rows};
 use super::emulation::Emulation;
 use super::support::{Bench, STREAM, numbers};
 
-const HEADS: usize = 2;
-
 /// Which rows each sequence has.
 #[derive(Clone, Debug)]
 struct Packed {
@@ -54,16 +52,22 @@ struct Values {
 }
 
 /// Attention spelt out.
-fn exact(qkv: &[f32], d_context: &[f32], packed: &Packed, size: usize, dropout: Dropout) -> Values {
-    let hidden = HEADS * size;
+fn exact(
+    qkv: &[f32],
+    d_context: &[f32],
+    packed: &Packed,
+    [heads, size]: [usize; 2],
+    dropout: Dropout,
+) -> Values {
+    let hidden = heads * size;
     let scale = 1.0 / (size as f64).sqrt();
     let mut values = Values {
         context: vec![0.0; packed.rows * hidden],
-        log_sum_exp: vec![0.0; packed.rows * HEADS],
+        log_sum_exp: vec![0.0; packed.rows * heads],
         d_qkv: vec![0.0; packed.rows * 3 * hidden],
     };
     for (sequence, rows) in packed.sequences() {
-        for head in 0..HEADS {
+        for head in 0..heads {
             let at = |row: usize, third: usize| row * 3 * hidden + third * hidden + head * size;
             let dot = |a: &[f32], b: &[f32]| -> f64 {
                 a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
@@ -77,7 +81,7 @@ fn exact(qkv: &[f32], d_context: &[f32], packed: &Packed, size: usize, dropout: 
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                 let denominator: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
                 let log_sum_exp = largest + denominator.ln();
-                values.log_sum_exp[query * HEADS + head] = log_sum_exp;
+                values.log_sum_exp[query * heads + head] = log_sum_exp;
 
                 let probabilities: Vec<f64> =
                     scores.iter().map(|score| (score - log_sum_exp).exp()).collect();
@@ -130,25 +134,25 @@ fn error(got: &[f32], expected: &[f64], cols: usize, columns: std::ops::Range<us
     (off / norm.max(1e-12)).sqrt()
 }
 
-/// Runs both directions and compares all values; `tolerances` are those of the context and of the gradients.
+/// Runs both directions for two heads and compares all values; `tolerances` are those of the context and of the gradients.
 fn check(dtype: DType, size: usize, packed: &Packed, dropout: Dropout, tolerances: [f64; 2]) {
     let bench = Bench::new(packed.extents(false));
-    check_on(bench, dtype, size, packed, dropout, tolerances);
+    check_on(bench, dtype, [2, size], packed, dropout, tolerances);
 }
 
-/// The same where the kernels and the buffers are those of `bench`.
+/// The same for so many heads of a size, where the kernels and the buffers are those of `bench`.
 fn check_on(
     mut bench: Bench,
     dtype: DType,
-    size: usize,
+    [heads, size]: [usize; 2],
     packed: &Packed,
     dropout: Dropout,
     tolerances: [f64; 2],
 ) {
     let Some(emulation) = Emulation::get() else { return };
-    let (rows, hidden) = (packed.rows, HEADS * size);
+    let (rows, hidden) = (packed.rows, heads * size);
     let (qkv, d_context) = (inputs(1, dtype, rows * 3 * hidden), inputs(2, dtype, rows * hidden));
-    let expected = exact(&qkv, &d_context, packed, size, dropout);
+    let expected = exact(&qkv, &d_context, packed, [heads, size], dropout);
 
     let places = bench.memory.words("places", &packed.places());
     let starts = bench.memory.words("starts", &packed.starts);
@@ -156,14 +160,14 @@ fn check_on(
     let qkv = bench.value("qkv", dtype, Rows::Tokens, 3 * hidden, &qkv);
     let d_context = bench.value("d_context", dtype, Rows::Tokens, hidden, &d_context);
     let context = bench.output("context", dtype, Rows::Tokens, hidden);
-    let statistics = bench.output("log_sum_exp", DType::F32, Rows::Tokens, HEADS);
+    let statistics = bench.output("log_sum_exp", DType::F32, Rows::Tokens, heads);
     let d_qkv = bench.output("d_qkv", dtype, Rows::Tokens, 3 * hidden);
     let alone = bench.output("context alone", dtype, Rows::Tokens, hidden);
     let (site, log_sum_exp) = (DropoutSite::new(dropout), statistics.address);
     bench.run(emulation, |list| {
-        attention::forward(list, qkv, places, starts, ends, HEADS, site, alone, 0);
-        attention::forward(list, qkv, places, starts, ends, HEADS, site, context, log_sum_exp);
-        attention::backward(list, qkv, places, starts, ends, HEADS, site, log_sum_exp, d_context, d_qkv);
+        attention::forward(list, qkv, places, starts, ends, heads, site, alone, 0);
+        attention::forward(list, qkv, places, starts, ends, heads, site, context, log_sum_exp);
+        attention::backward(list, qkv, places, starts, ends, heads, site, log_sum_exp, d_context, d_qkv);
     });
 
     let read = |operand: Operand| {
@@ -178,7 +182,7 @@ fn check_on(
         |third: usize| error(&d_qkv, &expected.d_qkv, 3 * hidden, third * hidden..(third + 1) * hidden);
     for (name, error, tolerance) in [
         ("context", error(&context, &expected.context, hidden, 0..hidden), tolerances[0]),
-        ("log_sum_exp", error(&log_sum_exp, &expected.log_sum_exp, HEADS, 0..HEADS), 1e-5),
+        ("log_sum_exp", error(&log_sum_exp, &expected.log_sum_exp, heads, 0..heads), 1e-5),
         ("d_queries", third(0), tolerances[1]),
         ("d_keys", third(1), tolerances[1]),
         ("d_values", third(2), tolerances[1]),
@@ -190,7 +194,7 @@ fn check_on(
     }
     for row in (0..rows).filter(|&row| !packed.sequences().any(|(_, rows)| rows.contains(&row))) {
         let of = |values: &[f32], cols: usize| values[row * cols..][..cols].iter().all(|&x| x == 0.0);
-        let zero = of(&context, hidden) && of(&d_qkv, 3 * hidden) && of(&log_sum_exp, HEADS);
+        let zero = of(&context, hidden) && of(&d_qkv, 3 * hidden) && of(&log_sum_exp, heads);
         assert!(zero, "dead row {row} is not 0: {dtype} heads of {size}, {packed:?}");
     }
 }
@@ -268,10 +272,13 @@ fn hopper_attends_within_lines_as_defined() {
     for packed in batches_in_lines() {
         for dropout in dropouts() {
             for size in [64, 32] {
-                check_on(Bench::hopper(packed.extents(true)), DType::Bf16, size, &packed, dropout, BF16);
+                check_on(Bench::hopper(packed.extents(true)), DType::Bf16, [2, size], &packed, dropout, BF16);
             }
         }
     }
+    // Heads of 32 go two a block: a second block of them.
+    let packed = &batches_in_lines()[2];
+    check_on(Bench::hopper(packed.extents(true)), DType::Bf16, [4, 32], packed, dropouts()[1], BF16);
 }
 
 /// What attention over heads of `size` launches, forward and backward.

@@ -55,7 +55,7 @@ fn every_tile_computes_every_epilogue() {
         for (tile, rows, columns, processors) in [
             ("128x256", 129_usize, 200, 1),
             ("128x192", 190, 264, 1),
-            ("128x128", 150, 104, 1),
+            ("128x128", 250, 104, 1),
             ("64x128", 70, 136, 132),
         ] {
             for _ in 0..6 {

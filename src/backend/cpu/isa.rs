@@ -17,25 +17,32 @@ pub enum Isa {
 
 impl Isa {
     /// The best instruction set of this machine, or the one that the environment variable `MTDNN_ISA`
-    /// (`portable`, `avx2`, `avx512` or `avx512bf16`) asks for. A wish that cannot be met is said on standard error.
+    /// (`portable`, `avx2`, `avx512` or `avx512bf16`) asks for.
+    ///
+    /// # Panics
+    /// If that is an error of [`Isa::asked`].
     pub fn detect() -> Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
             let best = Isa::available()[Isa::available().len() - 1];
-            let Ok(wish) = std::env::var("MTDNN_ISA") else { return best };
-            match Isa::available().iter().find(|isa| isa.name() == wish) {
-                Some(&isa) => isa,
-                None => {
-                    let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
-                    eprintln!(
-                        "warning: MTDNN_ISA={wish} is ignored: this machine offers {}; using {}",
-                        names.join(", "),
-                        best.name()
-                    );
-                    best
-                }
-            }
+            Isa::asked().unwrap_or_else(|reason| panic!("{reason}")).unwrap_or(best)
         })
+    }
+
+    /// The instruction set that `MTDNN_ISA` asks for, if it is set.
+    ///
+    /// # Errors
+    /// If this machine does not have it, or there is none of that name.
+    pub fn asked() -> Result<Option<Isa>, String> {
+        let Some(wish) = std::env::var_os("MTDNN_ISA") else { return Ok(None) };
+        match Isa::available().iter().find(|isa| wish == isa.name()) {
+            Some(&isa) => Ok(Some(isa)),
+            None => {
+                let names: Vec<_> = Isa::available().iter().map(|isa| isa.name()).collect();
+                let (wish, names) = (wish.to_string_lossy(), names.join(", "));
+                Err(format!("MTDNN_ISA={wish}: this machine offers {names}; take one of those, or unset it"))
+            }
+        }
     }
 
     /// All instruction sets that this machine can run, the plainest first.

@@ -12,9 +12,8 @@
 //! | [`isa`], `simd`, [`scratch`], `shared`, `blocks`, [`bounds`], [`sums`] | how one kernel serves each instruction set and any thread count |
 //!
 //! A step allocates nothing: what kernels need beyond their operands is the workspace, which the first run of a
-//! program grows to what its largest batch takes. Work is cut into blocks whose size does not depend on the
-//! number of threads, and every sum has a fixed order, so that results are the same, bit for bit, at any
-//! thread count.
+//! program grows to what its largest batch takes. Every sum is of blocks and in an order that do not depend on the
+//! number of threads, so that results are the same, bit for bit, at any thread count.
 
 pub mod activation;
 pub mod attend;

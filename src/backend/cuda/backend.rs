@@ -32,7 +32,6 @@ pub struct CudaBackend {
     precision: Precision,
     /// Whether launches are replayed as graphs; without, they are queued one by one, to the same bits.
     graphs: bool,
-    kernels: Kernels,
     sizes: Sizes,
     slab: Memory,
     layout: Layout,
@@ -135,7 +134,6 @@ impl CudaBackend {
         Ok(Self {
             precision,
             graphs: true,
-            kernels: Kernels::default(),
             sizes: Sizes::default(),
             slab: device.allocate(0)?,
             layout: Layout::default(),
@@ -154,23 +152,6 @@ impl CudaBackend {
     /// The same, but kernels are launched one by one: what graphs are checked against.
     pub fn without_graphs(self) -> Self {
         Self { graphs: false, ..self }
-    }
-
-    /// The same with other kernels.
-    ///
-    /// # Errors
-    /// If the device does not run them.
-    pub fn with_kernels(self, kernels: Kernels) -> Result<Self, BackendError> {
-        let arch = &self.device.images().arch;
-        if kernels == Kernels::Hopper && !arch.is_hopper() {
-            let name = self.device.name();
-            let reason = format!(
-                "MTDNN_KERNELS=hopper asks for kernels for compute capability 9.0, and {name} is {arch}; unset it, \
-                 or set it to portable"
-            );
-            return Err(BackendError::NoDevice { reason });
-        }
-        Ok(Self { kernels, ..self })
     }
 
     /// The device.
@@ -195,7 +176,7 @@ impl CudaBackend {
             _ => unreachable!("only parameters have a copy"),
         };
         let places = Places { value: &value, copy: &copy };
-        let (processors, kernels) = (self.device.processors(), self.kernels);
+        let (processors, kernels) = (self.device.processors(), self.device.kernels());
         let make = |scratch: Address| {
             let mut launches = Launches::new(layout.step, extents, scratch);
             (launches.processors, launches.kernels) = (processors, kernels);
@@ -224,7 +205,7 @@ impl CudaBackend {
             };
             let nowhere = |_: Var| ALIGNMENT as Address;
             let mut launches = Launches::new(0, extents, 0);
-            (launches.processors, launches.kernels) = (self.device.processors(), self.kernels);
+            (launches.processors, launches.kernels) = (self.device.processors(), self.device.kernels());
             lower(program, &Places { value: &nowhere, copy: &nowhere }, &mut launches);
             bytes = bytes.max(launches.scratch_bytes());
         }
@@ -396,7 +377,7 @@ impl Backend for CudaBackend {
             sequences: extents.sequences.next_multiple_of(FEW),
             groups: extents.groups.next_multiple_of(FEW),
             predictions: extents.predictions.next_multiple_of(LINE),
-            in_lines: self.kernels == Kernels::Hopper && extents.in_lines,
+            in_lines: self.device.kernels() == Kernels::Hopper && extents.in_lines,
         };
         let key = (program.number(), rounded);
         if !self.programs.contains_key(&key) {

@@ -14,7 +14,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::arch::Arch;
 use super::images::{Image, Images, Tools};
-use super::launch::{Address, Launch, TensorMap};
+use super::launch::{Address, Kernels, Launch, TensorMap};
 use super::probe;
 use crate::backend::BackendError;
 
@@ -30,6 +30,7 @@ pub struct Device {
     name: String,
     processors: u32,
     shared: i32,
+    kernels: Kernels,
     images: Images,
 }
 
@@ -38,7 +39,7 @@ impl Device {
     ///
     /// # Errors
     /// If there is no driver or no such GPU, or if there is neither an image of a kernel nor a compiler.
-    pub fn new(number: usize, tools: &Tools) -> Result<Self, BackendError> {
+    pub fn new(number: usize, kernels: Kernels, tools: &Tools) -> Result<Self, BackendError> {
         let absent = |reason: String| BackendError::NoDevice { reason };
         let driver = probe::driver().map_err(absent)?;
         let driver = driver.ok_or_else(|| absent("the NVIDIA driver (libcuda) is not installed".into()))?;
@@ -47,7 +48,14 @@ impl Device {
             return Err(absent(format!("there is no GPU {number}; the driver sees {count}")));
         };
         let arch = Arch::of_capability(probed.capability.0, probed.capability.1);
-        let images = Images::new(arch, tools).map_err(|error| absent(error.to_string()))?;
+        if kernels == Kernels::Hopper && !arch.is_hopper() {
+            return Err(absent(format!(
+                "MTDNN_KERNELS=hopper asks for kernels for compute capability 9.0, and {} is {arch}; unset it, or set \
+                 it to portable",
+                probed.name
+            )));
+        }
+        let images = Images::new(arch, kernels, tools).map_err(|error| absent(error.to_string()))?;
         let context = CudaContext::new(number).map_err(failed("opening the device"))?;
         // SAFETY: nothing has been allocated, there is one stream, and it orders all that touches memory.
         unsafe { context.disable_event_tracking() };
@@ -61,7 +69,7 @@ impl Device {
         };
         let modules = images.list.iter().map(load).collect::<Result<_, _>>()?;
         let (name, functions) = (probed.name.clone(), HashMap::new());
-        Ok(Self { context, stream, modules, functions, name, processors, shared, images })
+        Ok(Self { context, stream, modules, functions, name, processors, shared, kernels, images })
     }
 
     /// As NVIDIA calls it.
@@ -72,6 +80,11 @@ impl Device {
     /// Its multiprocessors.
     pub fn processors(&self) -> u32 {
         self.processors
+    }
+
+    /// Which kernels it computes with.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// Its kernels' images.

@@ -1,7 +1,7 @@
 //! Which of Hopper's kernels computes a product: `kernels/hopper_gemm.cu`, chosen among by a model of its time.
 //!
-//! The tile changes no bit of a result. The numbers of the model were read off one H100 with a kernel of the same
-//! structure; these kernels themselves have not run on a card.
+//! The tile is to change no bit of a result: each sums an element in the same order. The numbers of the model are
+//! estimates from a plainer kernel on one H100; these themselves have not run on a card.
 
 use super::gemm::{Form, MOST_SLICES, Plan, SLICE_UNIT, Size};
 use super::launch::{Operand, TensorMap};
@@ -65,17 +65,18 @@ impl Tile {
     }
 
     /// Clocks for one stage of the depth: the tensor cores do 2048 multiplications in one, less what they lose on
-    /// random numbers, and the L2 cache gives each multiprocessor 37 bytes, which was the limit of all tiles.
+    /// random numbers, and the L2 cache gives each multiprocessor 34 bytes.
     fn clocks_of_stage(&self) -> u64 {
         let (rows, columns) = (u64::from(self.rows), u64::from(self.columns));
-        (rows * columns * 64 * 115 / 100 / 2048).max((rows + columns) * 128 / 37)
+        (rows * columns * 64 * 115 / 100 / 2048).max((rows + columns) * 128 / 34)
     }
 
-    /// Clocks for all of a product: the block with the most tiles, each finished at 24 numbers a clock, and the sums of
-    /// slices, 4 bytes written and 4 read at 1700 bytes a clock after a launch of their own.
+    /// Clocks for all of a product: the block with the most tiles, each finished at 12 numbers a clock (they go through
+    /// shared memory, 8 bytes of 128 a clock, and take instructions), and the sums of slices, 4 bytes written and 4 read
+    /// at 1700 bytes a clock after a launch of their own.
     fn clocks(&self, size: Size, slices: u32, processors: u32) -> u64 {
         let stages = u64::from(size.k.div_ceil(slices).div_ceil(DEPTH));
-        let tile = stages * self.clocks_of_stage() + u64::from(self.rows * self.columns) / 24;
+        let tile = stages * self.clocks_of_stage() + u64::from(self.rows * self.columns) / 12;
         let rounds = u64::from(self.count(size) * slices).div_ceil(u64::from(processors));
         let sums = u64::from(slices) * u64::from(size.m) * u64::from(size.n) * 8 / 1700 + 4000;
         rounds * tile + if slices > 1 { sums } else { 0 }

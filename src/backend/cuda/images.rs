@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use super::arch::Arch;
 use super::figures::{self, Figures};
 use super::image_file::ImageFile;
+use super::launch::Kernels;
 use super::nvrtc::{self, Compiled, Compiler, Job, NoCompiler};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -261,7 +262,7 @@ impl Tools {
     }
 }
 
-/// The image of every module for one device.
+/// The image of every module that one device needs.
 #[derive(Debug)]
 pub struct Images {
     /// What they are for.
@@ -273,12 +274,14 @@ pub struct Images {
 }
 
 impl Images {
-    /// The images of all modules of the program that are for a device.
+    /// The images of the modules of the program that a device needs for these kernels.
     ///
     /// # Errors
     /// If one of them can be neither found nor compiled.
-    pub fn new(arch: Arch, tools: &Tools) -> Result<Self, ImageError> {
-        let wanted: Vec<_> = modules_for(&arch).map(|module| (module, arch.clone())).collect();
+    pub fn new(arch: Arch, kernels: Kernels, tools: &Tools) -> Result<Self, ImageError> {
+        let is_wanted = |module: &Module| kernels == Kernels::Hopper || !nvrtc::is_of_hopper(module.name);
+        let wanted: Vec<_> =
+            modules_for(&arch).filter(is_wanted).map(|module| (module, arch.clone())).collect();
         let mut notes = Vec::new();
         let list = tools.make(&wanted, &mut notes).into_iter().collect::<Result<_, _>>()?;
         Ok(Self { arch, list, notes })

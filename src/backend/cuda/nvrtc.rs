@@ -19,9 +19,14 @@ pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 /// The architecture that modules named `hopper_*` are for, and no other.
 pub const HOPPER: &str = "90a";
 
+/// Whether a module is one of those.
+pub fn is_of_hopper(module: &str) -> bool {
+    module.starts_with("hopper_")
+}
+
 /// Whether a module is compiled for an architecture.
 pub fn is_for(module: &str, arch: &str) -> bool {
-    arch == HOPPER || !module.starts_with("hopper_")
+    arch == HOPPER || !is_of_hopper(module)
 }
 
 /// Threads that compile get stacks as large as a program's first one: the compiler recurses deeply.

@@ -7,6 +7,7 @@ use mtdnn_raw::backend::cuda::arch::Arch;
 use mtdnn_raw::backend::cuda::backend::CudaBackend;
 use mtdnn_raw::backend::cuda::device;
 use mtdnn_raw::backend::cuda::images::{self, HOW_TO_INSTALL, Tools};
+use mtdnn_raw::backend::cuda::launch::Kernels;
 use mtdnn_raw::backend::cuda::probe::{self, Device};
 use mtdnn_raw::tensor::Precision;
 
@@ -52,7 +53,8 @@ pub(super) fn findings() -> Vec<Finding> {
 
 /// Whether a device gives the known answer. What has to be compiled for that is kept for the first run.
 fn engine(number: usize, precision: Precision, tools: &Tools) -> Finding {
-    let backend = device::Device::new(number, tools).and_then(|device| CudaBackend::new(device, precision));
+    let backend = device::Device::new(number, Kernels::Portable, tools)
+        .and_then(|device| CudaBackend::new(device, precision));
     let checked =
         backend.map_err(anyhow::Error::from).and_then(|mut backend| known_answer::check(&mut backend));
     let step = format!("a training step on cuda:{number} in {precision}");

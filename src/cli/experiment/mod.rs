@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use mtdnn_raw::data::MetricKind;
+use mtdnn_raw::train::checkpoint;
 use mtdnn_raw::train::config::RunConfig;
 use mtdnn_raw::train::experiment::config::{Keep, Seeds};
 use mtdnn_raw::train::experiment::seeds::Difference;
@@ -99,6 +100,8 @@ impl Setting {
             run.config.train.validate().map_err(|error| Usage(format!("{}: {error}", run.kind)))?;
         }
         let done: Vec<Option<RunResult>> = plan.iter().map(SubRun::result).collect::<anyhow::Result<_>>()?;
+        let precisions = done.iter().flatten().map(RunResult::precision);
+        let device = precisions.fold(Ok(self.device.clone()), |device, of_run| device?.going_on(of_run))?;
         let all = plan.len();
         let finished = done.iter().flatten().count();
         let output = self.output.display();
@@ -116,7 +119,8 @@ impl Setting {
             }
             let left = pace.left(&plan[number..]);
             eprintln!("run {} of {all}: {}, seed {}{left}", number + 1, run.kind, run.config.seed);
-            let mut backend = self.device.backend()?;
+            let mut backend =
+                device.going_on(checkpoint::recorded_precision(&run.config.output))?.backend()?;
             let mut console = self.console(run.config.train.epochs);
             let (now, cache) = (SystemTime::now(), cache.as_deref());
             let result = perform(run, self.keep, cache, now, &mut *backend, &mut console);

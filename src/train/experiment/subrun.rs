@@ -13,6 +13,7 @@ use super::config::Keep;
 use super::measure::measure;
 use crate::backend::Backend;
 use crate::data::MetricKind;
+use crate::tensor::Precision;
 use crate::train::config::RunConfig;
 use crate::train::monitor::Monitor;
 use crate::train::run;
@@ -39,6 +40,8 @@ pub struct SubRun {
 pub struct RunResult {
     /// What it was done with.
     pub(super) settings: RunConfig,
+    /// What it computed in; absent where the result was kept by a program that did not record it yet.
+    pub(super) precision: Option<Precision>,
     /// Seconds that it took. No part of any figure.
     pub seconds: f64,
     /// The tasks and how many examples each was trained on.
@@ -50,7 +53,12 @@ pub struct RunResult {
 impl RunResult {
     /// That of a model that was trained elsewhere, measured on the dev sets of `config`.
     pub fn of_model(config: &RunConfig, sets: Vec<SetResult>) -> Self {
-        Self { settings: config.clone(), seconds: 0.0, examples: Vec::new(), sets }
+        Self { settings: config.clone(), precision: None, seconds: 0.0, examples: Vec::new(), sets }
+    }
+
+    /// What the run computed in, where that is known.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision
     }
 
     /// The key of the run's draws.
@@ -114,7 +122,8 @@ pub fn perform(
     }
     let Some(sets) = measure(config, &model, cache, backend, monitor)? else { return Ok(None) };
     let (seconds, examples) = (outcome.seconds, outcome.examples);
-    let result = RunResult { settings: config.clone(), seconds, examples, sets };
+    let result =
+        RunResult { settings: config.clone(), precision: Some(backend.precision()), seconds, examples, sets };
     let text = serde_json::to_string(&result)? + "\n";
     replace_file(&directory.join(RESULT), &text)?;
     discard(directory, keep, *needed)?;
