@@ -1,7 +1,8 @@
 //! `cargo bench --bench gpu`: each group of CUDA kernels and whole training steps on this machine's first GPU, as
 //! tables in Markdown. Where there is no GPU, it says so in a line.
 //!
-//! `MTDNN_KERNELS=hopper` measures Hopper's own kernels where there are any. Arguments pick rows by a part of their name: `cargo bench --bench gpu -- attention step`.
+//! `MTDNN_KERNELS=hopper` measures Hopper's own kernels where there are any. Arguments pick rows by a part of their name:
+//! `cargo bench --bench gpu -- attention step`.
 //! A kernel is launched from graphs, sixteen times or more in each; its time is the median of fifty replays. "Cold"
 //! launches take turns among sets of operands that together are more than three times the second-level cache; "warm"
 //! ones have one set, which the cache may hold. All numbers are random.

@@ -4,16 +4,15 @@
 mod runs;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mtdnn_raw::backend::Rule;
 use mtdnn_raw::backend::cpu::CpuBackend;
-use mtdnn_raw::backend::{Backend, Rule, Sizes};
 use mtdnn_raw::data::{Label, TaskKind, TaskSpec};
 use mtdnn_raw::nn::{BertConfig, Model};
-use mtdnn_raw::tensor::{Precision, Space};
+use mtdnn_raw::tensor::Space;
 use mtdnn_raw::train::checkpoint::{self, Snapshot, State};
 use mtdnn_raw::train::config::{EvalEvery, OtherHeads, TrainConfig};
 use mtdnn_raw::train::error::TrainError;
@@ -23,7 +22,6 @@ use mtdnn_raw::train::schedule::{Schedule, ScheduleKind};
 use mtdnn_raw::train::store;
 use mtdnn_raw::train::trainer::{Ending, Observer, Progress, StepReport, TaskData, Trainer};
 use runs::{LONGEST, bits, lesson, new_parameters, read, small_config, task, three_tasks, write};
-use tempfile::TempDir;
 
 const SEED: u64 = 11;
 
@@ -763,34 +761,4 @@ fn refuses_what_it_could_not_train() {
     data.truncate(2);
     let error = refusal(&Setup::new(&small_config(16, 0.0), (tasks, data)));
     assert!(error.contains("heads.ranks.weight, heads.ranks.bias"), "{error}");
-}
-
-#[test]
-fn a_run_is_loaded_in_its_own_precision_alone() {
-    let run = TempDir::new().unwrap();
-    let backend = |precision| {
-        let mut backend = CpuBackend::new().with_precision(precision);
-        backend.reserve(&Sizes { parameters: 3, arena: 0, training: true }).unwrap();
-        backend
-    };
-    assert_eq!(checkpoint::recorded_precision(run.path()), None);
-    let parameters = Arc::new(vec![1.0, 2.0, 3.0]);
-    let mut narrow = backend(Precision::Bf16);
-    Snapshot::take(7, &BTreeMap::from([("updates", 7)]), parameters, &mut narrow)
-        .unwrap()
-        .save(run.path())
-        .unwrap();
-    assert_eq!(checkpoint::recorded_precision(run.path()), Some(Precision::Bf16));
-
-    let state = run.path().join(store::STATE);
-    let load = |backend: &mut CpuBackend| checkpoint::load_state::<BTreeMap<String, u64>>(&state, 3, backend);
-    assert_eq!(load(&mut narrow).unwrap()["updates"], 7);
-    assert_eq!(checkpoint::read(Space::Parameters, 3, &mut narrow).unwrap(), [1.0, 2.0, 3.0]);
-    let error = load(&mut backend(Precision::F32)).unwrap_err().to_string();
-    assert!(error.contains("computes in bf16, and it would go on in f32"), "{error}");
-
-    // As it was before precisions were recorded.
-    fs::write(state.join("progress.json"), r#"{"updates": 7}"#).unwrap();
-    assert_eq!(checkpoint::recorded_precision(run.path()), None);
-    assert!(load(&mut backend(Precision::F32)).is_ok());
 }

@@ -107,12 +107,8 @@ impl Snapshot {
 
 /// What the run that is saved in a directory computes in; `None` where that is not known.
 pub fn recorded_precision(run: &Path) -> Option<Precision> {
-    #[derive(Deserialize)]
-    struct Recorded {
-        precision: Option<Precision>,
-    }
     let text = fs::read_to_string(run.join(store::STATE).join(PROGRESS)).ok()?;
-    serde_json::from_str::<Recorded>(&text).ok()?.precision
+    serde_json::from_str::<Saved<serde_json::Value>>(&text).ok()?.precision
 }
 
 /// Reads a state directory back into the backend.

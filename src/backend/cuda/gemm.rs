@@ -142,9 +142,9 @@ struct ColumnSums {
 /// Threads of a product's block.
 const THREADS: u32 = 128;
 /// Slices of the depth begin at multiples of it.
-pub(super) const SLICE_UNIT: u32 = 64;
+const SLICE_UNIT: u32 = 64;
 /// More slices than this are not tried.
-pub(super) const MOST_SLICES: u32 = 32;
+const MOST_SLICES: u32 = 32;
 /// What a block does beside its multiplications, as so much more depth.
 const DEPTH_OF_THE_REST: u64 = 128;
 
@@ -245,8 +245,7 @@ fn choose(tiles: &[Tile], size: Size, most_slices: u32, processors: u32) -> (&Ti
 }
 
 /// How one of the portable kernels computes a product.
-fn plan(tiles: &[Tile], form: Form, size: Size, sliceable: bool, processors: u32) -> Plan {
-    let most_slices = if sliceable { size.k.div_ceil(SLICE_UNIT).clamp(1, MOST_SLICES) } else { 1 };
+fn plan(tiles: &[Tile], form: Form, size: Size, most_slices: u32, processors: u32) -> Plan {
     let (tile, slices) = choose(tiles, size, most_slices, processors);
     Plan {
         kernel: tile.kernels[form as usize],
@@ -333,14 +332,15 @@ pub fn product(launches: &mut Launches, form: Form, a: Operand, b: Operand, c: O
 
     let sliceable =
         form == Form::TN && c.dtype == DType::F32 && matches!(epilogue, Epilogue::Store | Epilogue::Add);
+    let most_slices = if sliceable { size.k.div_ceil(SLICE_UNIT).clamp(1, MOST_SLICES) } else { 1 };
     let read_in_pieces = is_in_pieces(&a) && is_in_pieces(&b);
     let Plan { kernel, grid, threads, shared, slices, rows_of_sums, maps } = match launches.kernels {
         Kernels::Hopper if read_in_pieces && written_in_pieces(&product) => {
-            hopper_gemm::plan(form, &a, &b, size, sliceable, launches.processors)
+            hopper_gemm::plan(form, &a, &b, size, most_slices, launches.processors)
         }
         Kernels::Hopper | Kernels::Portable => {
             let tiles = if read_in_pieces { &TILES[..] } else { &[TILE_OF_ANY] };
-            plan(tiles, form, size, sliceable, launches.processors)
+            plan(tiles, form, size, most_slices, launches.processors)
         }
     };
     if slices > 1 {

@@ -3,7 +3,7 @@
 //! The tile is to change no bit of a result: each sums an element in the same order. The numbers of the model are
 //! estimates from a plainer kernel on one H100; these themselves have not run on a card.
 
-use super::gemm::{Form, MOST_SLICES, Plan, SLICE_UNIT, Size};
+use super::gemm::{Form, Plan, Size};
 use super::launch::{Operand, TensorMap};
 
 /// Threads of a block: a warpgroup that loads, two that multiply.
@@ -96,10 +96,9 @@ pub(super) fn plan(
     a: &Operand,
     b: &Operand,
     size: Size,
-    sliceable: bool,
+    most_slices: u32,
     processors: u32,
 ) -> Plan {
-    let most_slices = if sliceable { size.k.div_ceil(SLICE_UNIT).clamp(1, MOST_SLICES) } else { 1 };
     let (tile, slices) = choose(size, most_slices, processors);
     // A box has all the lines of a tile where the depth is contiguous, else 64 of the depth.
     let of_a = if form == Form::TN { DEPTH } else { tile.rows };

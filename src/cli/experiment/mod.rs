@@ -100,7 +100,7 @@ impl Setting {
             run.config.train.validate().map_err(|error| Usage(format!("{}: {error}", run.kind)))?;
         }
         let done: Vec<Option<RunResult>> = plan.iter().map(SubRun::result).collect::<anyhow::Result<_>>()?;
-        let mut precisions = done.iter().flatten().map(RunResult::precision);
+        let mut precisions = done.iter().flatten().map(|result| result.precision);
         let device = precisions.try_fold(self.device.clone(), |device, of_run| device.going_on(of_run))?;
         let all = plan.len();
         let finished = done.iter().flatten().count();

@@ -41,7 +41,7 @@ pub struct RunResult {
     /// What it was done with.
     pub(super) settings: RunConfig,
     /// What it computed in; absent where the result was kept by a program that did not record it yet.
-    pub(super) precision: Option<Precision>,
+    pub precision: Option<Precision>,
     /// Seconds that it took. No part of any figure.
     pub seconds: f64,
     /// The tasks and how many examples each was trained on.
@@ -54,11 +54,6 @@ impl RunResult {
     /// That of a model that was trained elsewhere, measured on the dev sets of `config`.
     pub fn of_model(config: &RunConfig, sets: Vec<SetResult>) -> Self {
         Self { settings: config.clone(), precision: None, seconds: 0.0, examples: Vec::new(), sets }
-    }
-
-    /// What the run computed in, where that is known.
-    pub fn precision(&self) -> Option<Precision> {
-        self.precision
     }
 
     /// The key of the run's draws.
